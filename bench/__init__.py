@@ -1,0 +1,1 @@
+"""Benchmarks of fastdistill, and the plain implementations that they are measured against."""

@@ -1,0 +1,58 @@
+"""From decoded pictures to one array."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+def picture_array(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """The bytes of a Pillow picture: ``[H, W]`` for modes L and 1, else RGB ``[H, W, 3]``.
+
+    Raises:
+        ValueError: if a pixel has more than 8 bits per channel, which RGB would clip.
+    """
+    if picture.mode[0] in "IF":
+        raise ValueError(
+            f"A picture needs 8 bits per channel, got Pillow mode {picture.mode}: "
+            "convert it to 8 bits, or pass an array of floats."
+        )
+    return np.asarray(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
+
+
+def stack_pictures(pictures: Iterable[tuple[str, npt.NDArray[Any]]]) -> npt.NDArray[Any]:
+    """Stacks named pictures of one size; grey ones become RGB if any is RGB.
+
+    Args:
+        pictures: names, for messages, and arrays: ``[H, W]`` beside ``[H, W, 3]``, or all of one shape.
+
+    Returns:
+        ``[n, ...]`` of the pictures' shape and dtype.
+
+    Raises:
+        ValueError: if there is no picture, or two differ in size.
+    """
+    arrays: list[npt.NDArray[Any]] = []
+    first = ""
+    for name, array in pictures:
+        first = first or name
+        if arrays and _size(array) != _size(arrays[0]):
+            raise ValueError(
+                f"All images need one size, but {first} is {_size(arrays[0])} and {name} is {_size(array)}: "
+                "resize them to one size first."
+            )
+        arrays.append(array)
+    if not arrays:
+        raise ValueError("At least one image is needed, got none: give images.")
+    if any(array.ndim == 2 for array in arrays) and any(array.ndim == 3 for array in arrays):
+        arrays = [np.broadcast_to(array.reshape(*array.shape[:2], -1), (*array.shape[:2], 3)) for array in arrays]
+    return np.stack(arrays)
+
+
+def _size(array: npt.NDArray[Any]) -> tuple[int, ...]:
+    # a grey and an RGB picture of one size may stand together
+    return array.shape[:2] if array.ndim == 2 or array.shape[2:] == (3,) else array.shape

@@ -1,0 +1,318 @@
+"""The primitive by ``torch.func``: the reference, and the path for any ``nn.Module``.
+
+Let ``L(θ, x, y)`` be the mean cross-entropy of one (student, group) pair and ``g = ∇θ L``. One forward-over-reverse
+pass, the tangent of the gradient along ``v``, gives ``H v = ∇²θθ L · v``, ``K v = ∇x ⟨∇θ L, v⟩``,
+``k v = ∇y ⟨∇θ L, v⟩`` and, free, the loss tangent ``⟨g, v⟩``. No graph of a graph is ever built.
+
+Shapes: ``θ [K, P]``, images ``[K, G, n, D, H, W]`` or, shared by all students, ``[G, n, D, H, W]``; labels are class
+indices ``[K, G, n]`` / ``[G, n]`` (int64) or rows of any sum ``[K, G, n, C]`` / ``[G, n, C]`` (soft labels); vectors
+and gradients ``[K, G, P]``. Weights belong to a student, gradients to a (student, group) pair.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, jvp, vmap
+
+from fastdistill.derivatives.layout import Layout
+from fastdistill.derivatives.plan import Batching, Path
+
+Parameters = dict[str, Tensor]
+Buffers = dict[str, Tensor]
+WANTED = ("weights", "images", "labels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients:
+    """Value and gradient of every (student, group) pair.
+
+    Attributes:
+        loss: ``[K, G]``.
+        gradient: ``[K, G, P]``, padding zero.
+        buffers: new values ``[K, ...]`` (the old ones where the forward pass does not change them).
+    """
+
+    loss: Tensor
+    gradient: Tensor
+    buffers: Buffers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Products:
+    """Second-order products along ``v``; what was not asked for is None.
+
+    Attributes:
+        loss_tangent: ``⟨g, v⟩``, ``[K, G]``.
+        weights: ``H v`` ``[K, G, P]``.
+        images: ``K v``, shaped as the images with student and group axes ``[K, G, n, D, H, W]``.
+        labels: ``k v`` ``[K, G, n, C]``.
+    """
+
+    loss_tangent: Tensor
+    weights: Tensor | None
+    images: Tensor | None
+    labels: Tensor | None
+
+
+def cross_entropy_sum(logits: Tensor, labels: Tensor) -> Tensor:
+    """Summed cross-entropy of ``logits [n, C]`` for class indices ``[n]`` or soft labels ``[n, C]`` of any row sum."""
+    log_probability = torch.log_softmax(logits, dim=-1)
+    if labels.is_floating_point():
+        return -(labels * log_probability).sum()
+    return -log_probability.gather(-1, labels[:, None]).sum()
+
+
+class Functional:
+    """The primitive for one architecture under one batching.
+
+    Args:
+        module: any module mapping ``[n, D, H, W]`` to logits ``[n, C]``; it may live on the meta device, since its
+            parameters and buffers are always passed in.
+        batching: how students are run, see `Batching`.
+    """
+
+    def __init__(self, module: nn.Module, batching: Batching) -> None:
+        self.layout = Layout.of(module)
+        self.batching = batching
+        # two copies, because train/eval mode is state of a module and the primitive must have none
+        self._modules = {training: copy.deepcopy(module).train(training) for training in (False, True)}
+
+    def logits(self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Logits ``[K, n, C]`` in eval mode of images ``[K, n, D, H, W]`` or, shared, ``[n, D, H, W]``."""
+        parameters, state = self.layout.views(weights), dict(buffers)
+        shared = images.ndim == 4
+
+        def one(parameters: Parameters, state: Buffers, images: Tensor) -> Tensor:
+            return self._call(parameters, state, images, training=False)[0]
+
+        split = images.split(min(self.batching.piece, images.shape[-4]), dim=-4)
+        rows = []
+        if self.batching.path is Path.VMAP:
+            batched = vmap(one, in_dims=(0, 0, None if shared else 0))
+            for start in range(0, weights.shape[0], self.batching.students):
+                some = slice(start, start + self.batching.students)
+                picked = (_pick(parameters, some), _pick(state, some))
+                rows.append(torch.cat([batched(*picked, x if shared else x[some]) for x in split], dim=1))
+            return torch.cat(rows)
+        for student in range(weights.shape[0]):
+            own = (_pick(parameters, student), _pick(state, student))
+            rows.append(torch.cat([one(*own, x if shared else x[student]) for x in split]))
+        return torch.stack(rows)
+
+    def value_and_gradient(
+        self,
+        weights: Tensor,
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        training: bool = False,
+    ) -> Gradients:
+        """Loss and gradient of every (student, group) pair.
+
+        Args:
+            weights: ``[K, P]``.
+            buffers: name to ``[K, ...]``; never modified.
+            images: ``[K, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
+            labels: see the module's docstring.
+            training: run the module in train mode (batch norm uses and updates batch statistics); needs ``G = 1``.
+
+        Raises:
+            ValueError: for shapes that do not fit together, or ``training`` with several groups.
+        """
+        self._check(weights, images, labels)
+        groups, count = images.shape[-5], images.shape[-4]
+        if training and buffers and groups != 1:
+            raise ValueError(
+                f"expected one group in train mode, where buffers have one new value per student, got {groups}: "
+                "call once per group or freeze the buffers"
+            )
+
+        def one(parameters: Parameters, state: Buffers, images: Tensor, labels: Tensor) -> _Parts:
+            def loss(parameters: Parameters) -> tuple[Tensor, Buffers]:
+                logits, new = self._call(parameters, state, images, training=training)
+                return cross_entropy_sum(logits, labels) / count, new
+
+            gradient, (value, new) = grad_and_value(loss, has_aux=True)(parameters)
+            sums = {"loss": value, "weights": self.layout.flatten(gradient)}
+            return _Parts(sums, {}, new if training else {})
+
+        result = self._pairs(one, weights, buffers, images, labels, None, updating=training and bool(buffers))
+        new = {name: tensor[:, 0] for name, tensor in result.last.items()} if training else dict(buffers)
+        return Gradients(loss=result.sums["loss"], gradient=result.sums["weights"], buffers=new)
+
+    def products(
+        self,
+        weights: Tensor,
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        vector: Tensor,
+        *,
+        wanted: tuple[str, ...] = WANTED,
+    ) -> Products:
+        """Second-order products of every (student, group) pair along ``vector``, buffers frozen.
+
+        Args:
+            weights: ``[K, P]``.
+            buffers: name to ``[K, ...]``, eval mode.
+            images: ``[K, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
+            labels: see the module's docstring; ``k v`` exists for soft labels only.
+            vector: ``v`` ``[K, G, P]``.
+            wanted: which of ``weights`` (``H v``), ``images`` (``K v``) and ``labels`` (``k v``) to compute.
+
+        Raises:
+            ValueError: for shapes that do not fit together, or ``labels`` wanted of class indices.
+        """
+        self._check(weights, images, labels)
+        unknown = [name for name in wanted if name not in WANTED]
+        if unknown or not wanted:
+            raise ValueError(f"expected some of {', '.join(WANTED)}, got {wanted}: name the products you need")
+        if vector.shape != (weights.shape[0], images.shape[-5], self.layout.size):
+            raise ValueError(
+                f"expected a vector [{weights.shape[0]}, {images.shape[-5]}, {self.layout.size}], got "
+                f"{tuple(vector.shape)}: one direction per (student, group) pair"
+            )
+        soft = labels.is_floating_point()
+        if "labels" in wanted and not soft:
+            if wanted != WANTED:
+                raise ValueError("expected soft labels [..., n, C] for k v, got class indices: pass one-hot rows")
+            wanted = ("weights", "images")  # the default asks for all that exists
+        count = images.shape[-4]
+        names = tuple(name for name in WANTED if name in wanted)
+        positions = tuple(WANTED.index(name) for name in names)
+
+        def one(parameters: Parameters, state: Buffers, images: Tensor, labels: Tensor, vector: Parameters) -> _Parts:
+            def loss(parameters: Parameters, images: Tensor, labels: Tensor) -> Tensor:
+                logits, _ = self._call(parameters, state, images, training=False)
+                return cross_entropy_sum(logits, labels) / count
+
+            def first(parameters: Parameters) -> tuple[tuple[Any, ...], Tensor]:
+                return grad_and_value(loss, argnums=positions)(parameters, images, labels)
+
+            tangents, value = jvp(first, (parameters,), (vector,))[1]
+            found = dict(zip(names, tangents, strict=True))
+            sums = {"loss": value}
+            if "weights" in found:
+                sums["weights"] = self.layout.flatten(found.pop("weights"))
+            return _Parts(sums, found, {})
+
+        result = self._pairs(one, weights, buffers, images, labels, self.layout.views(vector))
+        return Products(
+            loss_tangent=result.sums["loss"],
+            weights=result.sums.get("weights"),
+            images=result.cats.get("images"),
+            labels=result.cats.get("labels"),
+        )
+
+    def _call(
+        self, parameters: Parameters, buffers: Buffers, images: Tensor, *, training: bool
+    ) -> tuple[Tensor, Buffers]:
+        # a module in train mode writes its buffers in place, so it gets copies and the copies are the new values
+        state = {name: tensor.clone() for name, tensor in buffers.items()} if training else buffers
+        return functional_call(self._modules[training], {**parameters, **state}, (images,)), state
+
+    def _check(self, weights: Tensor, images: Tensor, labels: Tensor) -> None:
+        expected = images.shape[:-3]
+        found = labels.shape[:-1] if labels.is_floating_point() else labels.shape
+        shapes = f"weights {tuple(weights.shape)}, images {tuple(images.shape)} and labels {tuple(labels.shape)}"
+        if weights.ndim != 2 or weights.shape[1] != self.layout.size:
+            raise ValueError(f"expected weights [K, {self.layout.size}], got {shapes}: flatten with the same layout")
+        if images.ndim not in (5, 6) or (images.ndim == 6 and images.shape[0] != weights.shape[0]):
+            raise ValueError(
+                f"expected images [K, G, n, D, H, W] or [G, n, D, H, W], got {shapes}: add the missing axes"
+            )
+        if found not in (expected, expected[1:] if images.ndim == 6 else expected):
+            raise ValueError(f"expected labels of the images' leading axes {tuple(expected)}, got {shapes}: align them")
+
+    def _pairs(
+        self,
+        one: Callable[..., _Parts],
+        weights: Tensor,
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        vector: Parameters | None,
+        *,
+        updating: bool = False,
+    ) -> _Parts:
+        """Runs ``one`` for every (student, group) pair, in pieces of images, and joins the pieces."""
+        students, groups, count = weights.shape[0], images.shape[-5], images.shape[-4]
+        # buffers are shared by a student's groups, unless the pass updates them: then there is one group, and the batch
+        # that its statistics belong to stays in one piece
+        parameters, state = self.layout.views(weights), dict(buffers)
+        soft = labels.is_floating_point()
+        image_axis = 0 if images.ndim == 6 else None
+        label_axis = 0 if labels.ndim == (4 if soft else 3) else None
+        vectors = () if vector is None else (vector,)
+        piece = min(self.batching.piece, count) if not updating else count
+        split = list(zip(images.split(piece, dim=-4), labels.split(piece, dim=-2 if soft else -1), strict=True))
+
+        if self.batching.path is Path.VMAP:
+            state = {name: tensor.unsqueeze(1) for name, tensor in state.items()} if updating else state
+            over_groups = vmap(one, in_dims=(None, 0 if updating else None, 0, 0) + (0,) * len(vectors))
+            over_students = vmap(over_groups, in_dims=(0, 0, image_axis, label_axis) + (0,) * len(vectors))
+            chunks = []
+            for start in range(0, students, self.batching.students):
+                some = slice(start, start + self.batching.students)
+                own = (_pick(parameters, some), _pick(state, some))
+                along = [_pick(part, some) for part in vectors]
+                chunks.append(
+                    _join(
+                        [
+                            over_students(
+                                *own, x[some] if image_axis == 0 else x, y[some] if label_axis == 0 else y, *along
+                            )
+                            for x, y in split
+                        ],
+                        axis=2,
+                    )
+                )
+            return _gather(chunks, torch.cat)
+
+        pairs = []
+        for student in range(students):
+            own = (_pick(parameters, student), _pick(state, student))
+            for group in range(groups):
+                along = [_pick(part, (student, group)) for part in vectors]
+                of_images = (student, group) if image_axis == 0 else (group,)
+                of_labels = (student, group) if label_axis == 0 else (group,)
+                pairs.append(_join([one(*own, x[of_images], y[of_labels], *along) for x, y in split], axis=0))
+        return _gather(pairs, lambda tensors: torch.stack(tensors).unflatten(0, (students, groups)))
+
+
+class _Parts(NamedTuple):
+    """What one piece of images gives: entries that add up over pieces, that concatenate, and that the last one owns."""
+
+    sums: dict[str, Tensor]
+    cats: dict[str, Tensor]
+    last: dict[str, Tensor]
+
+
+def _gather(parts: Sequence[_Parts], combine: Callable[[list[Tensor]], Tensor]) -> _Parts:
+    """Combines the corresponding tensors of students or pairs."""
+    return _Parts(
+        *(
+            {name: combine([getattr(part, field)[name] for part in parts]) for name in getattr(parts[0], field)}
+            for field in _Parts._fields
+        )
+    )
+
+
+def _pick(tensors: Mapping[str, Tensor], index: int | slice | tuple[int, ...]) -> dict[str, Tensor]:
+    return {name: tensor[index] for name, tensor in tensors.items()}
+
+
+def _join(parts: Sequence[_Parts], axis: int) -> _Parts:
+    """Joins pieces in order, so that the result depends on the batching alone; ``axis`` is the image axis."""
+    sums = dict(parts[0].sums)
+    for part in parts[1:]:
+        sums = {name: value + part.sums[name] for name, value in sums.items()}
+    cats = {name: torch.cat([part.cats[name] for part in parts], dim=axis) for name in parts[0].cats}
+    return _Parts(sums, cats, parts[-1].last)

@@ -1,0 +1,1 @@
+"""Student networks: architectures, initial weights and the batched ensemble."""

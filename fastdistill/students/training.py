@@ -1,0 +1,134 @@
+"""Training many students as one batched program, on their own synthetic images or on shared real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import cos, pi
+
+import torch
+from torch import Tensor
+
+from fastdistill.derivatives.functional import Functional
+from fastdistill.draws import Purpose, uniform
+
+Fetch = Callable[[Tensor | None], tuple[Tensor, Tensor]]
+Augment = Callable[[Tensor, int], Tensor]
+SCHEDULES = ("constant", "step", "cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How students are trained: SGD on mini-batches.
+
+    Attributes:
+        epochs: passes over the images.
+        learning_rate: of the first step.
+        momentum: of SGD, 0 for none.
+        weight_decay: added to the gradient of every parameter, as ``torch.optim.SGD`` does.
+        batch: images a step; the last batch of an epoch may be smaller.
+        schedule: ``constant``, ``step`` (×0.1 once) or ``cosine`` (to 0 over all epochs).
+        decay_epoch: first epoch (from 0) that runs at the decayed rate; for ``step``.
+        restart: the momentum is lost at the decay, as where code builds a new optimiser there.
+    """
+
+    epochs: int
+    learning_rate: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    batch: int = 256
+    schedule: str = "constant"
+    decay_epoch: int = 0
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1 or self.learning_rate <= 0:
+            raise ValueError(
+                f"expected epochs >= 0, batch >= 1 and a positive learning rate, got {self.epochs}, {self.batch} and "
+                f"{self.learning_rate}: correct the training settings"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"expected a schedule among {', '.join(SCHEDULES)}, got {self.schedule!r}: choose one")
+
+    def rate(self, epoch: int) -> float:
+        """The learning rate of an epoch."""
+        if self.schedule == "step" and epoch >= self.decay_epoch:
+            return self.learning_rate * 0.1
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1 + cos(pi * epoch / self.epochs))
+        return self.learning_rate
+
+
+def train_students(
+    primitive: Functional,
+    weights: Tensor,
+    buffers: dict[str, Tensor],
+    fetch: Fetch,
+    count: int,
+    training: Training,
+    *,
+    seed: int,
+    students: Tensor,
+    first_epoch: int = 0,
+    purpose: Purpose = Purpose.MINIBATCH,
+    augment: Augment | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Trains ``K`` students at once and returns their new weights and buffers.
+
+    Every student shuffles by its own keyed permutation, so it ends up the same in any batch of students.
+
+    Args:
+        primitive: the derivative of the architecture.
+        weights: ``[K, P]``.
+        buffers: name to ``[K, ...]``.
+        fetch: maps image indices ``[K, b]``, or None for all, to images ``[K, b, D, H, W]`` (or ``[b, D, H, W]``,
+            shared) and labels ``[K, b]`` (or ``[b]``).
+        count: number of images there are.
+        training: the settings.
+        seed: the run's seed.
+        students: global student indices ``[K]``.
+        first_epoch: number of epochs these students' streams have already used.
+        purpose: stream of the shuffles.
+        augment: maps images and the step's draw counter to augmented images ``[K, b, D, H, W]``.
+        progress: called with the number of every finished epoch.
+    """
+    velocity = torch.zeros_like(weights) if training.momentum else None
+    batches = -(-count // training.batch)
+    for epoch in range(training.epochs):
+        rate = training.rate(epoch)
+        if velocity is not None and training.restart and epoch == training.decay_epoch:
+            velocity.zero_()
+        draw = first_epoch + epoch
+        order = None
+        if batches > 1:
+            order = uniform(seed, purpose, draw, students, count).argsort(dim=1, stable=True)
+        for batch in range(batches):
+            part = None if order is None else order[:, batch * training.batch : (batch + 1) * training.batch]
+            images, labels = fetch(part)
+            if augment is not None:
+                images = augment(images, draw * batches + batch)
+            group = images.ndim - 4  # a group axis of one, right behind the student axis if there is one
+            hard = 0 if labels.is_floating_point() else 1
+            result = primitive.value_and_gradient(
+                weights, buffers, images.unsqueeze(group), labels.unsqueeze(labels.ndim - 2 + hard), training=True
+            )
+            buffers = result.buffers
+            change = result.gradient[:, 0]
+            if training.weight_decay:
+                change = change + training.weight_decay * weights
+            if velocity is not None:
+                velocity = training.momentum * velocity + change
+                change = velocity
+            weights = weights - rate * change
+        if progress is not None:
+            progress(epoch + 1)
+    return weights, buffers
+
+
+def count_correct(
+    primitive: Functional, weights: Tensor, buffers: dict[str, Tensor], images: Tensor, labels: Tensor
+) -> Tensor:
+    """How many of the shared images ``[n, D, H, W]`` each student classifies as ``labels [n]``; int64 ``[K]``."""
+    with torch.no_grad():
+        return (primitive.logits(weights, buffers, images).argmax(-1) == labels).sum(-1)

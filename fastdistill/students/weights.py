@@ -1,0 +1,168 @@
+"""Initial weights of students from weight distributions, keyed by student index.
+
+Student *k* of step *t* has the same weights whatever batch of students it is drawn in: every value is addressed by
+(seed, purpose, step, student index, element), see `fastdistill.draws`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fastdistill.derivatives.layout import Layout
+from fastdistill.draws import Purpose, normal, uniform
+
+DISTRIBUTIONS = ("default", "xavier_normal", "xavier_uniform", "kaiming_fan_in", "kaiming_fan_out", "orthogonal")
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.InstanceNorm2d)
+
+
+@dataclass(frozen=True)
+class _Role:
+    """What a parameter is to its layer."""
+
+    kind: str  # "matrix", "bias" or "one"
+    fan_in: int
+    fan_out: int
+
+
+def _roles(module: nn.Module) -> dict[str, _Role]:
+    roles: dict[str, _Role] = {}
+    for path, layer in module.named_modules():
+        own = dict(layer.named_parameters(prefix=path, recurse=False))
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            receptive = math.prod(layer.weight.shape[2:])
+            fan_in, fan_out = layer.weight.shape[1] * receptive, layer.weight.shape[0] * receptive
+            for name, parameter in own.items():
+                roles[name] = _Role("bias" if parameter.ndim == 1 else "matrix", fan_in, fan_out)
+        elif isinstance(layer, _NORMS):
+            for name in own:
+                roles[name] = _Role("one" if name.endswith("weight") else "bias", 0, 0)
+        elif own:
+            raise ValueError(
+                f"expected parameters of convolutions, linear layers and norms, got {next(iter(own))} of a "
+                f"{type(layer).__name__}: draw such weights yourself and pass them as pretrained"
+            )
+    return roles
+
+
+def initial_weights(
+    module: nn.Module, distribution: str, *, seed: int, step: int, students: Tensor, purpose: Purpose = Purpose.WEIGHTS
+) -> Tensor:
+    """Draws the initial weights of students.
+
+    ``default`` is PyTorch's: weights and biases uniform within ``±1/√fan_in``. The others (gain 1; √2 for kaiming)
+    draw weights as their name says and set biases to 0. Norms start at weight 1 and bias 0.
+
+    Args:
+        module: the architecture; only shapes matter.
+        distribution: one of ``DISTRIBUTIONS``.
+        seed: the run's seed.
+        step: the outer step; keep it constant for fixed initialisations.
+        students: global student indices, int64 ``[K]``.
+        purpose: stream of draws.
+
+    Returns:
+        ``θ [K, P]``, float32, on the device of ``students``; padding is zero.
+
+    Raises:
+        ValueError: for an unknown distribution or a parameter of an unknown kind of layer.
+    """
+    if distribution not in DISTRIBUTIONS:
+        raise ValueError(
+            f"expected a weight distribution among {', '.join(DISTRIBUTIONS)}, got {distribution!r}: choose one"
+        )
+    layout, roles = Layout.of(module), _roles(module)
+    scale, shift = torch.zeros(layout.size), torch.zeros(layout.size)
+    gaussian = distribution in ("xavier_normal", "kaiming_fan_in", "kaiming_fan_out", "orthogonal")
+    for name, span in zip(layout.shapes, layout.segments(layout.shapes), strict=True):
+        role = roles[name]
+        if role.kind == "one":
+            shift[span] = 1.0
+        elif role.kind == "matrix" or (distribution == "default" and role.fan_in):
+            scale[span] = _spread(distribution, role)
+    # each distribution is one affine map of one batch of standard draws, whatever the architecture
+    draw = normal if gaussian else uniform
+    standard = draw(seed, purpose, step, students, layout.size)
+    if not gaussian:
+        standard = standard * 2 - 1
+    weights = standard * scale.to(students.device) + shift.to(students.device)
+    if distribution == "orthogonal":
+        for name, view in layout.views(weights).items():
+            if roles[name].kind == "matrix":
+                view.copy_(_orthogonal(view.flatten(2)).view_as(view))
+    return weights
+
+
+def _spread(distribution: str, role: _Role) -> float:
+    """Standard deviation of a normal distribution, or half the width of a uniform one."""
+    match distribution:
+        case "default":
+            return 1 / math.sqrt(role.fan_in)
+        case "xavier_normal":
+            return math.sqrt(2 / (role.fan_in + role.fan_out))
+        case "xavier_uniform":
+            return math.sqrt(6 / (role.fan_in + role.fan_out))
+        case "kaiming_fan_in":
+            return math.sqrt(2 / role.fan_in)
+        case "kaiming_fan_out":
+            return math.sqrt(2 / role.fan_out)
+        case _:
+            return 1.0
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """Orthonormal rows or columns ``[K, O, I]`` from Gaussian matrices (Saxe et al. 2014), uniform by the sign fix."""
+    tall = matrices.shape[1] >= matrices.shape[2]
+    q, r = torch.linalg.qr(matrices if tall else matrices.mT)
+    q = q * torch.sign(torch.diagonal(r, dim1=-2, dim2=-1))[:, None, :]
+    return q if tall else q.mT
+
+
+def initial_buffers(module: nn.Module, count: int, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """Fresh buffers ``[K, ...]`` of ``count`` students: running means 0, running variances 1, counters 0."""
+    buffers: dict[str, Tensor] = {}
+    for name, buffer in module.named_buffers():
+        kind = dtype if buffer.is_floating_point() else buffer.dtype
+        make = torch.ones if name.endswith("running_var") else torch.zeros
+        buffers[name] = make(count, *buffer.shape, dtype=kind, device=device)
+    return buffers
+
+
+def load_pretrained(folder: Path, module: nn.Module) -> Tensor:
+    """Reads a folder of pretrained weights, one ``.safetensors`` file of named tensors a network.
+
+    Returns:
+        float32 ``[files, P]``, files sorted by name.
+
+    Raises:
+        ValueError: for an empty folder, or a file whose names or shapes are not the architecture's.
+    """
+    layout = Layout.of(module)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(
+            f"expected .safetensors files of weights in {folder}, found none: put one file a network there"
+        )
+    rows = []
+    for file in files:
+        tensors = load_file(file)
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        wrong = [name for name in layout.shapes if found.get(name) != layout.shapes[name]]
+        if wrong:
+            raise ValueError(
+                f"expected {wrong[0]} of shape {layout.shapes[wrong[0]]} in {file}, got "
+                f"{found.get(wrong[0], 'nothing')}: pretrain the same architecture"
+            )
+        rows.append(layout.flatten({name: tensors[name].to(torch.float32) for name in layout.shapes}))
+    return torch.stack(rows)
+
+
+def draw_pretrained(pool: Tensor, *, seed: int, step: int, students: Tensor) -> Tensor:
+    """Draws each student's weights ``[K, P]`` from a pool ``[files, P]``, uniformly and keyed by student."""
+    picks = uniform(seed, Purpose.PRETRAINED, step, students, 1)[:, 0]
+    return pool.to(students.device)[(picks * pool.shape[0]).long()]
