@@ -6,3 +6,33 @@ are matched class by class), ``B`` real images per group, ``D, H, W`` channels, 
 student (padding included), ``T`` inner steps; ``θ [K, P]`` student weights, ``φ`` everything that is learned. Tensors
 put the student axis first.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastdistill.config import presets
+
+if TYPE_CHECKING:
+    from fastdistill.api import distill, evaluate
+    from fastdistill.evaluation.evaluate import Evaluation
+    from fastdistill.synthetic.distilled import Distilled, load
+
+__version__ = "0.1.0"
+__all__ = ["Distilled", "Evaluation", "distill", "evaluate", "load", "presets"]
+
+# resolved on first use, so that the command line and configuration need not wait for torch
+_HOMES = {
+    "distill": "fastdistill.api",
+    "evaluate": "fastdistill.api",
+    "Evaluation": "fastdistill.evaluation.evaluate",
+    "Distilled": "fastdistill.synthetic.distilled",
+    "load": "fastdistill.synthetic.distilled",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastdistill' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     RANDOM_REAL = 10
     TRAINING_AUGMENTATION = 11
     TEST_SPLIT = 12
+    NORM_STATISTICS = 13
+    AUGMENTATION_NOISE = 14
 
 
 def uniform(seed: int, purpose: Purpose, step: int, students: Tensor, count: int) -> Tensor:

@@ -26,7 +26,8 @@ def read_archive(path: Path) -> RawData:
     if not path.is_file():
         raise ValueError(f"Expected an .npz file at {path}, found none: check the path after 'npz:'.")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here because numpy leaves a damaged file open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             names = SPLIT if "x_train" in archive else WHOLE
             found = sorted(archive)
             arrays = {name: archive[name] for name in names if name in archive}

@@ -61,7 +61,7 @@ def from_dataset(
                     f"Item {position} of the data set needs to be an image and an integer label ({error}): "
                     "wrap the data set so that it gives such pairs."
                 ) from error
-            yield f"image {position}", array
+            yield f"image {position}", array[None] if array.ndim == 2 else array
 
     images = stack_pictures(pictures())
     own_names = getattr(dataset, "classes", None)

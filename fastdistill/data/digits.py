@@ -23,7 +23,8 @@ def read_digits() -> RawData:
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     labels = bunch.target
-    train, test = stratified_split(torch.as_tensor(labels), TEST_FRACTION, TEST_SPLIT_SEED, purpose=Purpose.TEST_SPLIT)
+    parts = stratified_split(torch.as_tensor(labels), TEST_FRACTION, TEST_SPLIT_SEED, purpose=Purpose.TEST_SPLIT)
+    train, test = (part.numpy() for part in parts)
     return RawData(
         train=(images[train], labels[train]),
         test=(images[test], labels[test]),

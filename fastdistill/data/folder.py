@@ -39,15 +39,18 @@ def read_folder(path: Path) -> RawData:
             f"{path / 'train'}: add or remove it."
         )
     train, train_labels = _read_pictures(_training_files(path / "train", class_names))
-    test, test_labels = _read_pictures(_files(path / "test", class_names))
-    if train.ndim != test.ndim:
-        # grey on one side only: both sides get the channels of the richer one
-        train, test = (np.repeat(x[..., None], 3, axis=3) if x.ndim == 3 else x for x in (train, test))
+    test_files = _files(path / "test", class_names)
+    if not any(test_files):
+        raise ValueError(f"Expected pictures in the class folders of {path / 'test'}, found none: add some.")
+    test, test_labels = _read_pictures(test_files)
+    # grey on one side only: both sides get the channels of the richer one
+    channels = max(train.shape[1], test.shape[1])
+    train, test = (np.broadcast_to(side, (len(side), channels, *side.shape[2:])) for side in (train, test))
     return RawData(train=(train, train_labels), test=(test, test_labels), class_names=class_names)
 
 
 def read_picture(path: Path) -> npt.NDArray[np.uint8]:
-    """Decodes one file to ``[H, W]`` or ``[H, W, 3]``.
+    """Decodes one file to ``[1, H, W]`` or ``[3, H, W]``.
 
     Raises:
         ValueError: naming the file, if it cannot be decoded or is over `MAX_PIXELS`.

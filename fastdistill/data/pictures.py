@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def picture_array(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    """The bytes of a Pillow picture: ``[H, W]`` for modes L and 1, else RGB ``[H, W, 3]``.
+    """The bytes of a Pillow picture: ``[1, H, W]`` for modes L and 1, else RGB ``[3, H, W]``.
 
     Raises:
         ValueError: if a pixel has more than 8 bits per channel, which RGB would clip.
@@ -21,14 +21,15 @@ def picture_array(picture: Image.Image) -> npt.NDArray[np.uint8]:
             f"A picture needs 8 bits per channel, got Pillow mode {picture.mode}: "
             "convert it to 8 bits, or pass an array of floats."
         )
-    return np.asarray(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
+    pixels = np.asarray(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def stack_pictures(pictures: Iterable[tuple[str, npt.NDArray[Any]]]) -> npt.NDArray[Any]:
     """Stacks named pictures of one size; grey ones become RGB if any is RGB.
 
     Args:
-        pictures: names, for messages, and arrays: ``[H, W]`` beside ``[H, W, 3]``, or all of one shape.
+        pictures: names, for messages, and arrays: ``[1, H, W]`` beside ``[3, H, W]``, or all of one shape.
 
     Returns:
         ``[n, ...]`` of the pictures' shape and dtype.
@@ -48,11 +49,10 @@ def stack_pictures(pictures: Iterable[tuple[str, npt.NDArray[Any]]]) -> npt.NDAr
         arrays.append(array)
     if not arrays:
         raise ValueError("At least one image is needed, got none: give images.")
-    if any(array.ndim == 2 for array in arrays) and any(array.ndim == 3 for array in arrays):
-        arrays = [np.broadcast_to(array.reshape(*array.shape[:2], -1), (*array.shape[:2], 3)) for array in arrays]
-    return np.stack(arrays)
+    widest = max((array.shape for array in arrays), key=lambda shape: shape[0])
+    return np.stack([np.broadcast_to(array, widest) for array in arrays])
 
 
 def _size(array: npt.NDArray[Any]) -> tuple[int, ...]:
     # a grey and an RGB picture of one size may stand together
-    return array.shape[:2] if array.ndim == 2 or array.shape[2:] == (3,) else array.shape
+    return array.shape[1:] if array.ndim == 3 and array.shape[0] in (1, 3) else array.shape

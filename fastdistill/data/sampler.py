@@ -63,7 +63,7 @@ def distinct_positions(draws: Tensor, sizes: Tensor) -> Tensor:
         return (slot >= 0) & (nearest // batch == position), nearest % batch
 
     # the last earlier step to hit position i left there what it held itself: follow these chains back to their start
-    hit, earlier = last_hit(step.expand_as(target).contiguous())
+    hit, earlier = last_hit(step.expand_as(target))
     held = torch.where(hit, earlier, step)
     for _ in range((batch - 1).bit_length()):
         held = held.gather(-1, held)

@@ -29,7 +29,7 @@ class RealData:
         name: the source it was loaded from.
 
     Raises:
-        ValueError: if there is no test image, or sizes or classes of the two differ.
+        ValueError: if there is no test image, or sizes, dtypes or classes of the two differ.
     """
 
     train: ImageStore
@@ -42,11 +42,15 @@ class RealData:
                 f"Data set {self.name} needs test images, got none: give test images, more images per class or a "
                 "larger test fraction."
             )
-        if self.test.shape != self.train.shape or self.test.class_names != self.train.class_names:
+        sides = [
+            (list(store.shape), store.images.dtype, store.num_classes, store.class_names)
+            for store in (self.train, self.test)
+        ]
+        if sides[0] != sides[1]:
             raise ValueError(
-                f"Training and test images of {self.name} need one size and the same classes, got "
-                f"{list(self.train.shape)} and {list(self.test.shape)}, {self.train.num_classes} and "
-                f"{self.test.num_classes} classes: make them alike."
+                f"Training and test images of {self.name} need one size, one dtype and the same classes, got "
+                f"{' and '.join(f'{shape} {dtype} with {count} classes' for shape, dtype, count, _ in sides)}: "
+                "make them alike."
             )
 
 

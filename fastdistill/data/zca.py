@@ -50,7 +50,7 @@ def fit_zca(images: Tensor, *, epsilon: float = 0.1) -> Whitening:
 
     Args:
         images: ``[n, D, H, W]``, uint8 (taken as pixels / 255) or float32 (taken as they are), n >= 2.
-        epsilon: added to every eigenvalue of the covariance; positive.
+        epsilon: added to every eigenvalue of the covariance, in the square of the pixels' unit; positive.
 
     Returns:
         float32 tensors on the device of `images`.

@@ -7,12 +7,23 @@ real images, one over the synthetic ones, and one forward-over-reverse pass over
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
+from torch.func import vjp
 
+from fastdistill.augmentation import dsa
+from fastdistill.config import MatchingConfig
 from fastdistill.derivatives.functional import Buffers, Functional
+from fastdistill.draws import Purpose
+from fastdistill.students.ensemble import Ensemble, Students
+from fastdistill.students.training import Training, image_fetch, train_students
 from fastdistill_kernels import RowTable, match
+
+_NORM_BATCH = 16  # real images per class that set a batch-norm student's statistics before it is matched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +98,164 @@ def matching_cotangent(
     )
     assert products.images is not None
     return distance.sum(1), products.images.reshape(weights.shape[0], *shape)
+
+
+Sample = Callable[[Purpose, int, Tensor, int], Batch]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Primitives:
+    """The student's derivative, batched for the three shapes it is taken at."""
+
+    real: Functional
+    synthetic: Functional
+    training: Functional
+
+
+class GradientMatching:
+    """The method for one student architecture: draws students, gives the images' gradient, trains students between.
+
+    Args:
+        config: the recipe.
+        ensemble: draws fresh students.
+        primitives: the student's derivative.
+        sample: ``(purpose, step, students, B)`` to that many real images of every (student, class) pair.
+        labels: synthetic labels ``[C, M]``.
+        runs: ``R``; student ``k`` belongs to run ``k // S``.
+        students: ``S``.
+        chunk: most students whose gradients are in memory at once.
+        seed: the run's seed.
+    """
+
+    def __init__(
+        self,
+        config: MatchingConfig,
+        ensemble: Ensemble,
+        primitives: Primitives,
+        sample: Sample,
+        labels: Tensor,
+        *,
+        runs: int,
+        students: int,
+        chunk: int,
+        seed: int,
+    ) -> None:
+        layout = primitives.real.layout
+        table = RowTable.build(layout.shapes, layout.offsets, layout.size, config.distance, config.tensors or None)
+        self.matching = Matching(distance=config.distance, table=table, per_class=config.per_class)
+        self.strategy = dsa.Strategy.parse(config.augmentation, align_corners=config.align_corners)
+        self._config, self._ensemble, self._primitives, self._sample = config, ensemble, primitives, sample
+        self._labels, self._seed, self._chunk, self._per_run = labels, seed, chunk, students
+        self._indices = torch.arange(runs * students, device=labels.device)
+
+    def fresh(self, step: int) -> Students:
+        """The students that begin at a step."""
+        students = self._ensemble.draw(step, self._indices)
+        if not students.buffers:
+            return students
+        batch = self._sample(Purpose.NORM_STATISTICS, step, students.indices, _NORM_BATCH).pooled()
+        seen = self._primitives.training.value_and_gradient(
+            students.weights, students.buffers, batch.images, batch.labels, training=True
+        )
+        return Students(indices=students.indices, weights=students.weights, buffers=seen.buffers)
+
+    def gradient(self, images: Tensor, students: Students, step: int) -> tuple[Tensor, Tensor]:
+        """Gradient of every run's mean matching loss in its images.
+
+        Args:
+            images: ``φ [R, C, M, D, H, W]``.
+            students: all ``K = R·S`` students.
+            step: the outer step, which keys the real batches and augmentations.
+
+        Returns:
+            The gradient, shaped as ``images``, and the loss of every student ``[K]``.
+        """
+        total, losses = torch.zeros_like(images), []
+        for start in range(0, len(students.indices), self._chunk):
+            part = students.some(slice(start, start + self._chunk))
+            pulled, loss = self._chunk_gradient(images, part, start, step)
+            total += pulled
+            losses.append(loss)
+        return total / self._per_run, torch.cat(losses)
+
+    def _chunk_gradient(self, images: Tensor, students: Students, start: int, step: int) -> tuple[Tensor, Tensor]:
+        indices = students.indices
+        draw = None
+        if self.strategy.operations:
+            draw = dsa.draw_siamese(
+                self.strategy, seed=self._seed, step=step, students=indices, groups=self._labels.shape[0]
+            )
+
+        def seen(images: Tensor) -> Tensor:
+            own = torch.cat(
+                [
+                    images[run].expand(count, *images.shape[1:])
+                    for run, count in _runs_of(start, len(indices), self._per_run)
+                ]
+            )
+            return own if draw is None else dsa.augment(own, self.strategy, draw)
+
+        real = self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch)
+        if draw is not None:
+            real = Batch(images=dsa.augment(real.images, self.strategy, draw), labels=real.labels)
+        if draw is None and images.shape[0] == 1:
+            # images of one run that nothing augments are the same for all students and get no student axis
+            view: Tensor = images[0]
+            pull: Callable[[Tensor], Tensor] = partial(torch.sum, dim=0, keepdim=True)
+        else:
+            pulled = vjp(seen, images)
+            view, pull = pulled[0], lambda cotangent: pulled[1](cotangent)[0]
+        loss, cotangent = matching_cotangent(
+            self._primitives.real,
+            self._primitives.synthetic,
+            students.weights,
+            students.buffers,
+            real,
+            Batch(images=view, labels=self._labels),
+            self.matching,
+        )
+        return pull(cotangent), loss
+
+    def advance(self, images: Tensor, students: Students, step: int) -> Students | None:
+        """Trains the students on the images after an update; None where new students begin at the next step."""
+        config = self._config
+        if (step + 1) % config.outer_loop == 0:
+            return None
+        flat, labels = images.flatten(1, 2), self._labels.flatten()
+        own = flat[0] if images.shape[0] == 1 else flat.repeat_interleave(self._per_run, dim=0)
+        indices = students.indices
+
+        def augment(batch: Tensor, draw_step: int) -> Tensor:
+            draw = dsa.draw_per_image(
+                self.strategy,
+                seed=self._seed,
+                step=draw_step,
+                students=indices,
+                images=batch.shape[-4],
+                purpose=Purpose.TRAINING_AUGMENTATION,
+            )
+            return dsa.augment(batch, self.strategy, draw)
+
+        weights, buffers = train_students(
+            self._primitives.training,
+            students.weights,
+            students.buffers,
+            image_fetch(own, labels),
+            len(labels),
+            Training(epochs=config.inner_loop, learning_rate=config.inner_learning_rate, batch=config.inner_batch),
+            seed=self._seed,
+            students=indices,
+            first_epoch=step * config.inner_loop,
+            augment=augment if self.strategy.operations else None,
+        )
+        return Students(indices=indices, weights=weights, buffers=buffers)
+
+
+def _runs_of(start: int, count: int, per_run: int) -> list[tuple[int, int]]:
+    """How many of the students ``start`` to ``start + count − 1`` belong to each run they touch."""
+    runs: list[tuple[int, int]] = []
+    while count:
+        here = min(count, per_run - start % per_run)
+        runs.append((start // per_run, here))
+        start, count = start + here, count - here
+    return runs

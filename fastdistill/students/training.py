@@ -59,6 +59,21 @@ class Training:
         return self.learning_rate
 
 
+def image_fetch(images: Tensor, labels: Tensor) -> Fetch:
+    """Mini-batches of images ``[N, D, H, W]`` shared by the students, or ``[K, N, D, H, W]`` of their own."""
+
+    def fetch(indices: Tensor | None) -> tuple[Tensor, Tensor]:
+        if indices is None:
+            return images, labels
+        chosen = labels[indices]
+        if images.ndim == 4:
+            return images[indices], chosen
+        own = torch.arange(images.shape[0], device=images.device)[:, None]
+        return images[own, indices], chosen
+
+    return fetch
+
+
 def train_students(
     primitive: Functional,
     weights: Tensor,

@@ -120,7 +120,8 @@ def _orthogonal(matrices: Tensor) -> Tensor:
     tall = matrices.shape[1] >= matrices.shape[2]
     q, r = torch.linalg.qr(matrices if tall else matrices.mT)
     q = q * torch.sign(torch.diagonal(r, dim1=-2, dim2=-1))[:, None, :]
-    return q if tall else q.mT
+    rows: Tensor = q if tall else q.mT
+    return rows
 
 
 def initial_buffers(module: nn.Module, count: int, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:

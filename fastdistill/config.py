@@ -1,0 +1,288 @@
+"""Configuration of a run: frozen dataclasses, validated on construction. Nothing here imports torch.
+
+Precedence is defaults < preset < file < flags. A preset is one YAML file of these fields, in ``presets/``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).parent / "presets"
+# images per class -> (updates of the images per student, epochs of the student after each), Zhao et al. 2021
+_LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
+_ITERATIONS = 1000
+
+
+def _one_of(name: str, value: str, valid: Sequence[str]) -> None:
+    if value not in valid:
+        near = difflib.get_close_matches(value, valid, n=1)
+        hint = f"did you mean {near[0]!r}" if near else "choose one of these"
+        raise ValueError(f"expected {name} among {', '.join(valid)}, got {value!r}: {hint}")
+
+
+def _at_least(low: float, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= low:
+            raise ValueError(f"expected {name} of at least {low}, got {value}: raise it")
+
+
+def _positive(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"expected a positive, finite {name}, got {value}: raise it above zero")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The real images.
+
+    Attributes:
+        source: digits, mnist, fashionmnist, svhn, cifar10, cifar100, folder:PATH or npz:PATH.
+        root: folder that holds torchvision's sets.
+        download: let torchvision download a missing set.
+        zca: whiten the images instead of normalising each channel.
+        validation_fraction: share of every class of the training set that is held out to select images by.
+    """
+
+    source: str = "digits"
+    root: str = "data"
+    download: bool = False
+    zca: bool = False
+    validation_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(
+                f"expected a validation_fraction in [0, 1), got {self.validation_fraction}: it is a share of the "
+                "training set"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentConfig:
+    """The network that the images are distilled for.
+
+    Attributes:
+        architecture: convnet, mlp, lenet, alexnet, vgg11, resnet18 or resnet18ap.
+        depth: blocks of a convnet.
+        width: channels of a convnet.
+        norm: none, instance, group, layer or batch.
+        activation: relu, leaky_relu, sigmoid, swish or softplus.
+        pooling: none, avg or max.
+        weights: weight distribution: default, xavier_normal, xavier_uniform, kaiming_fan_in, kaiming_fan_out or
+            orthogonal.
+        initialization: fresh weights for every new student, fixed ones, or pretrained ones from a folder.
+        pretrained: folder of .safetensors weights, for initialization pretrained.
+    """
+
+    architecture: str = "convnet"
+    depth: int = 3
+    width: int = 128
+    norm: str = "instance"
+    activation: str = "relu"
+    pooling: str = "avg"
+    weights: str = "default"
+    initialization: str = "fresh"
+    pretrained: str = ""
+
+    def __post_init__(self) -> None:
+        _one_of(
+            "architecture", self.architecture, ("convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18ap")
+        )
+        _one_of("norm", self.norm, ("none", "instance", "group", "layer", "batch"))
+        _one_of("activation", self.activation, ("relu", "leaky_relu", "sigmoid", "swish", "softplus"))
+        _one_of("pooling", self.pooling, ("none", "avg", "max"))
+        _one_of(
+            "weights",
+            self.weights,
+            ("default", "xavier_normal", "xavier_uniform", "kaiming_fan_in", "kaiming_fan_out", "orthogonal"),
+        )
+        _one_of("initialization", self.initialization, ("fresh", "fixed", "pretrained"))
+        _at_least(1, depth=self.depth, width=self.width)
+        if (self.initialization == "pretrained") != bool(self.pretrained):
+            raise ValueError(
+                f"expected a pretrained folder exactly when initialization is pretrained, got {self.pretrained!r} with "
+                f"{self.initialization!r}: set both or neither"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchingConfig:
+    """Gradient matching (DC, DSA).
+
+    Attributes:
+        steps: updates of the synthetic images.
+        distance: ours (row-wise cosine), mse, l1 or cos.
+        tensors: names of the parameter tensors that are matched; all when empty.
+        per_class: match the gradient class by class, or of all classes pooled.
+        real_batch: real images per class and student.
+        images: start from noise or real images.
+        image_learning_rate: of SGD on the synthetic images.
+        image_momentum: of SGD on the synthetic images.
+        outer_loop: image updates before a new student begins.
+        inner_loop: epochs a student trains on the images between two updates.
+        inner_learning_rate: of that training, plain SGD.
+        inner_batch: images per step of that training.
+        augmentation: DSA strategy such as color_crop_cutout_flip_scale_rotate, or none.
+        align_corners: of the sampling grid of scale and rotate; the published runs used true.
+    """
+
+    steps: int = 1000
+    distance: str = "ours"
+    tensors: list[str] = field(default_factory=list)
+    per_class: bool = True
+    real_batch: int = 256
+    images: str = "noise"
+    image_learning_rate: float = 0.1
+    image_momentum: float = 0.5
+    outer_loop: int = 1
+    inner_loop: int = 1
+    inner_learning_rate: float = 0.01
+    inner_batch: int = 256
+    augmentation: str = "none"
+    align_corners: bool = True
+
+    def __post_init__(self) -> None:
+        _one_of("distance", self.distance, ("ours", "mse", "l1", "cos"))
+        _one_of("images", self.images, ("noise", "real"))
+        _at_least(1, steps=self.steps, real_batch=self.real_batch, outer_loop=self.outer_loop)
+        _at_least(1, inner_batch=self.inner_batch)
+        _at_least(0, inner_loop=self.inner_loop, image_momentum=self.image_momentum)
+        _positive(image_learning_rate=self.image_learning_rate, inner_learning_rate=self.inner_learning_rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How distilled images are judged: fresh students trained on them, by a named protocol.
+
+    Attributes:
+        protocol: dc, dsa or default.
+        students: fresh students per run of the table at the end.
+        random_real: also train students on the same number of random real images.
+        whole_epochs: epochs of the whole-training-set arm; 0 leaves it out.
+        whole_students: students of the whole-training-set arm.
+        validation_every: steps between selections by validation accuracy; 0 for none.
+        validation_students: students of a selection.
+        validation_epochs: epochs of a selection's training.
+    """
+
+    protocol: str = "default"
+    students: int = 20
+    random_real: bool = True
+    whole_epochs: int = 0
+    whole_students: int = 10
+    validation_every: int = 0
+    validation_students: int = 5
+    validation_epochs: int = 300
+
+    def __post_init__(self) -> None:
+        _one_of("protocol", self.protocol, ("dc", "dsa", "default"))
+        _at_least(1, students=self.students, whole_students=self.whole_students)
+        _at_least(1, validation_students=self.validation_students, validation_epochs=self.validation_epochs)
+        _at_least(0, whole_epochs=self.whole_epochs, validation_every=self.validation_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: what is distilled, from what, for which students.
+
+    Attributes:
+        name: folder of the run below output.
+        ipc: synthetic images per class.
+        students: students per outer step; their mean gradient moves the images.
+        runs: independent runs, distilled as one program.
+        seed: of every draw.
+        data: the real images.
+        student: the network.
+        method: the distillation method.
+        evaluation: how the result is judged.
+        device: auto, cpu or cuda.
+        dtype: float32 or float64.
+        threads: CPU threads; 0 keeps the machine's default.
+        chunk: most students in memory at once; 0 for all.
+        output: folder of run folders.
+        log_every: steps between lines of metrics.
+        picture_every: steps between pictures; 0 for only the last.
+        checkpoint_every: steps between checkpoints.
+    """
+
+    name: str = "dc-digits-1"
+    ipc: int = 1
+    students: int = 1
+    runs: int = 1
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    method: MatchingConfig = field(default_factory=MatchingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    device: str = "auto"
+    dtype: str = "float32"
+    threads: int = 0
+    chunk: int = 0
+    output: str = "runs"
+    log_every: int = 10
+    picture_every: int = 0
+    checkpoint_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
+            raise ValueError(f"expected a name that is one folder name, got {self.name!r}: leave out slashes")
+        _at_least(1, ipc=self.ipc, students=self.students, runs=self.runs)
+        _at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+        _at_least(0, threads=self.threads, chunk=self.chunk, picture_every=self.picture_every, seed=self.seed)
+        _one_of("device", self.device, ("auto", "cpu", "cuda"))
+        _one_of("dtype", self.dtype, ("float32", "float64"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, as the run folder's ``config.yaml`` holds them."""
+        return asdict(self)
+
+
+def loops(ipc: int) -> tuple[int, int]:
+    """Outer and inner loop of gradient matching for a number of images per class.
+
+    The published table ends at 50 and has gaps; between its entries the outer loop equals ``ipc``, as in the table, and
+    the inner one is the nearest entry's.
+    """
+    if ipc in _LOOPS:
+        return _LOOPS[ipc]
+    return ipc, _LOOPS[min(_LOOPS, key=lambda known: abs(known - ipc))][1]
+
+
+def matching_recipe(method: str, ipc: int, *, flip: bool = True, **changes: Any) -> MatchingConfig:
+    """The published settings of ``dc`` or ``dsa`` for a number of images per class.
+
+    Args:
+        method: dc or dsa.
+        ipc: images per class.
+        flip: let DSA mirror images; the recipe leaves it out for digits (MNIST, SVHN).
+        **changes: fields of `MatchingConfig` that differ from the recipe.
+    """
+    _one_of("method", method, ("dc", "dsa"))
+    outer, inner = loops(ipc)
+    recipe: dict[str, Any] = {"outer_loop": outer, "inner_loop": inner, "steps": _ITERATIONS * outer}
+    if method == "dsa":
+        strategy = "color_crop_cutout_flip_scale_rotate" if flip else "color_crop_cutout_scale_rotate"
+        recipe |= {"images": "real", "augmentation": strategy}
+    return MatchingConfig(**{**recipe, **changes})
+
+
+def presets() -> tuple[str, ...]:
+    """Names of the presets that come with the package, such as ``dc/mnist-1``."""
+    return tuple(sorted(f"{path.parent.name}/{path.stem}" for path in PRESETS.glob("*/*.yaml")))
+
+
+def preset_path(name: str) -> Path:
+    """The YAML file of a preset.
+
+    Raises:
+        ValueError: for an unknown name; names the nearest ones.
+    """
+    if name not in presets():
+        near = difflib.get_close_matches(name, presets(), n=3) or list(presets()[:3])
+        raise ValueError(f"expected a preset that `fastdistill presets` lists, got {name!r}: try {', '.join(near)}")
+    return PRESETS / f"{name}.yaml"

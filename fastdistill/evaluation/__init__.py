@@ -1,0 +1,1 @@
+"""Judging images by training fresh students on them."""

@@ -1,0 +1,131 @@
+"""Test accuracy of fresh students trained on some images, all students as one batched program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+import torch
+from torch import Tensor, nn
+
+from fastdistill.data.store import ImageStore
+from fastdistill.derivatives.functional import Functional
+from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.draws import Purpose
+from fastdistill.evaluation.protocols import Protocol
+from fastdistill.students.training import Fetch, count_correct, train_students
+from fastdistill.students.weights import initial_buffers, initial_weights
+
+_TEST_BLOCK = 1000  # test images normalised at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Accuracies of fresh students.
+
+    Attributes:
+        per_student: test accuracy of every student, a share in [0, 1].
+        protocol: name of the protocol.
+        epochs: epochs as the protocol counts them.
+        images: training images per student.
+        seconds: wall-clock time of training and testing.
+    """
+
+    per_student: tuple[float, ...]
+    protocol: str
+    epochs: int
+    images: int
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy."""
+        return fmean(self.per_student)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over students (of the population, as the field's tables print it)."""
+        return pstdev(self.per_student)
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.mean:.2f} ± {100 * self.std:.2f} % over {len(self.per_student)} students "
+            f"(protocol {self.protocol}, {self.epochs} epochs, {self.images} images)"
+        )
+
+
+def store_fetch(store: ImageStore, dtype: torch.dtype) -> Fetch:
+    """Mini-batches of real images, shared by the students but drawn in each one's own order."""
+
+    def fetch(indices: Tensor | None) -> tuple[Tensor, Tensor]:
+        if indices is None:
+            indices = torch.arange(len(store), device=store.device)
+        return store.batch(indices, dtype), store.labels[indices]
+
+    return fetch
+
+
+def evaluate_students(
+    module: nn.Module,
+    fetch: Fetch,
+    count: int,
+    test: ImageStore,
+    protocol: Protocol,
+    *,
+    students: Tensor,
+    seed: int,
+    distribution: str = "default",
+    dtype: torch.dtype = torch.float32,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Trains fresh students by a protocol and tests them.
+
+    Args:
+        module: the architecture to evaluate.
+        fetch: the training images, from `students.training.image_fetch` or `store_fetch`.
+        count: number of training images ``N``.
+        test: test images, with the normalisation of the training ones.
+        protocol: how students are trained.
+        students: global indices ``[K]`` of the evaluation students; their weights, shuffles and augmentation follow.
+        seed: of the draws.
+        distribution: weight distribution of the fresh students.
+        dtype: float32 or float64.
+        progress: called with every finished epoch.
+    """
+    begin = time.perf_counter()
+    cost = forward_cost(module, test.shape)
+
+    def primitive(images: int) -> Functional:
+        batching = choose_batching(cost, test.device, students=len(students), groups=1, images=images)
+        return Functional(module, batching)
+
+    weights = initial_weights(
+        module, distribution, seed=seed, step=0, students=students, purpose=Purpose.EVALUATION_WEIGHTS
+    ).to(dtype)
+    buffers = initial_buffers(module, len(students), dtype=dtype, device=test.device)
+    weights, buffers = train_students(
+        primitive(min(count, protocol.training.batch)),
+        weights,
+        buffers,
+        fetch,
+        count,
+        protocol.training,
+        seed=seed,
+        students=students,
+        purpose=Purpose.EVALUATION_MINIBATCH,
+        augment=protocol.augment(seed, students),
+        progress=progress,
+    )
+    tester = primitive(_TEST_BLOCK)
+    correct = torch.zeros(len(students), dtype=torch.int64, device=test.device)
+    for block in torch.arange(len(test), device=test.device).split(_TEST_BLOCK):
+        correct += count_correct(tester, weights, buffers, test.batch(block, dtype), test.labels[block])
+    return Evaluation(
+        per_student=tuple((correct.double() / len(test)).tolist()),
+        protocol=protocol.name,
+        epochs=protocol.epochs,
+        images=count,
+        seconds=time.perf_counter() - begin,
+    )

@@ -1,0 +1,112 @@
+"""Evaluation protocols: how a fresh student is trained, by name. An accuracy means something only beside its protocol.
+
+``dc`` (Zhao et al. 2021) and ``dsa`` (Zhao and Bilen 2021) repeat the published code's schedule, quirks included: E+1
+epochs are run, the learning rate falls to a tenth after epoch ⌊E/2⌋+1 counted from 0, and a new optimiser is built
+there, which loses the momentum. ``default`` is ours: exactly E epochs of cosine decay, no augmentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from fastdistill.augmentation import dc, dsa
+from fastdistill.draws import Purpose
+from fastdistill.students.training import Training
+
+PROTOCOLS = ("dc", "dsa", "default")
+_DIGITS = ("digits", "mnist", "svhn")  # mirrored digits are other signs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A named way to train fresh students.
+
+    Attributes:
+        name: one of ``PROTOCOLS``.
+        epochs: ``E`` as papers count it.
+        training: what is run.
+        augmentation: strategy of the augmentation, or ``none``.
+    """
+
+    name: str
+    epochs: int
+    training: Training
+    augmentation: str
+
+    def with_epochs(self, epochs: int) -> Protocol:
+        """The same protocol over another number of epochs."""
+        return replace(self, epochs=epochs, training=_training(self.name, epochs))
+
+    def augment(self, seed: int, students: Tensor, *, align_corners: bool = True) -> Callable[..., Tensor] | None:
+        """The augmentation of ``[K, n, D, H, W]`` (or shared ``[n, D, H, W]``) images at a training step."""
+        if self.augmentation == "none":
+            return None
+        if self.name == "dsa":
+            strategy = dsa.Strategy.parse(self.augmentation, align_corners=align_corners)
+
+            def siamese(images: Tensor, step: int) -> Tensor:
+                draw = dsa.draw_per_image(
+                    strategy,
+                    seed=seed,
+                    step=step,
+                    students=students,
+                    images=images.shape[-4],
+                    purpose=Purpose.EVALUATION_AUGMENTATION,
+                )
+                return dsa.augment(images, strategy, draw)
+
+            return siamese
+        operations = dc.parse_strategy(self.augmentation)
+
+        def plain(images: Tensor, step: int) -> Tensor:
+            return dc.augment(
+                images.expand(len(students), *images.shape[-4:]),
+                operations,
+                seed=seed,
+                purpose=Purpose.EVALUATION_AUGMENTATION,
+                step=step,
+                students=students,
+            )
+
+        return plain
+
+
+def _training(name: str, epochs: int) -> Training:
+    common = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "batch": 256}
+    if name == "default":
+        return Training(epochs=epochs, schedule="cosine", **common)  # type: ignore[arg-type]
+    return Training(
+        epochs=epochs + 1,
+        schedule="step",
+        decay_epoch=epochs // 2 + 2,
+        restart=True,
+        **common,  # type: ignore[arg-type]
+    )
+
+
+def protocol(name: str, *, dataset: str, norm: str) -> Protocol:
+    """The protocol of a name for a data set and the norm of the evaluated architecture.
+
+    Args:
+        name: ``dc``, ``dsa`` or ``default``.
+        dataset: name of the data set, such as ``mnist``.
+        norm: norm of the student; batch-norm students get noise and crops in ``dc``.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"expected a protocol among {', '.join(PROTOCOLS)}, got {name!r}: choose one of these")
+    epochs, augmentation = 300, "none"
+    if name == "dsa":
+        epochs = 1000
+        flip = "" if dataset in _DIGITS else "flip_"
+        augmentation = f"color_crop_cutout_{flip}scale_rotate"
+    elif name == "dc" and dataset == "mnist":
+        epochs, augmentation = 1000, "crop_scale_rotate"
+    elif name == "dc" and norm == "batch":
+        epochs, augmentation = 1000, "crop_noise"
+    return Protocol(name=name, epochs=epochs, training=_training(name, epochs), augmentation=augmentation)

@@ -1,0 +1,1 @@
+"""The outer loop: from a configuration to a finished run folder."""

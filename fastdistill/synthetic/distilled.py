@@ -1,0 +1,146 @@
+"""The artefact: distilled images with everything needed to train on them, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fastdistill.data.normalization import Normalization
+from fastdistill.data.zca import Whitening
+from fastdistill.files import write_whole
+
+_FORMAT = "fastdistill-1"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Distilled(Dataset[tuple[Tensor, Tensor]]):
+    """Distilled images, as a data set of (image, label) of the first run.
+
+    Attributes:
+        images: ``[R, N, D, H, W]``, float32, in the normalised space that students are trained in.
+        labels: int64 ``[N]``, the same for all runs.
+        class_names: ``C`` names.
+        normalization: what maps pixels in [0, 1] to the normalised space; test images need it too.
+        dataset: name of the data set it was distilled from.
+        augmentation: strategy that the images were distilled under, or ``none``.
+        config_hash: of the run's configuration.
+        details: further text to keep, such as the method.
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    normalization: Normalization
+    dataset: str = "own"
+    augmentation: str = "none"
+    config_hash: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 5 or self.labels.shape != (self.images.shape[1],):
+            raise ValueError(
+                f"expected images [R, N, D, H, W] with labels [N], got {tuple(self.images.shape)} and "
+                f"{tuple(self.labels.shape)}: give every image one label"
+            )
+
+    def __len__(self) -> int:
+        return self.images.shape[1]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[0, index], self.labels[index]
+
+    @property
+    def runs(self) -> int:
+        """``R``."""
+        return self.images.shape[0]
+
+    def run(self, index: int) -> Distilled:
+        """The images of one run."""
+        return replace(self, images=self.images[index : index + 1])
+
+    def pixels(self) -> Tensor:
+        """Images in the original range, nominally [0, 1] and not clamped: ``[R, N, D, H, W]``."""
+        whitening = self.normalization.whitening
+        if whitening is not None:
+            from fastdistill.data.zca import unwhiten
+
+            return unwhiten(self.images, whitening)
+        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.normalization.mean, self.normalization.std))
+        return self.images * std + mean
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file whole; equal content gives equal bytes."""
+        tensors = {"images": self.images.cpu().contiguous(), "labels": self.labels.cpu().contiguous()}
+        whitening = self.normalization.whitening
+        if whitening is not None:
+            tensors |= {
+                "zca.mean": whitening.mean.cpu().contiguous(),
+                "zca.matrix": whitening.matrix.cpu().contiguous(),
+                "zca.inverse": whitening.inverse.cpu().contiguous(),
+            }
+        metadata = {
+            "format": _FORMAT,
+            "class_names": json.dumps(self.class_names),
+            "mean": json.dumps(self.normalization.mean),
+            "std": json.dumps(self.normalization.std),
+            "dataset": self.dataset,
+            "augmentation": self.augmentation,
+            "config_hash": self.config_hash,
+            "details": json.dumps(dict(self.details), sort_keys=True),
+        }
+        write_whole(Path(path), save(tensors, metadata))
+
+
+def load(path: str | Path) -> Distilled:
+    """Reads distilled images.
+
+    Args:
+        path: a ``distilled.safetensors`` file, or the run folder that holds one.
+
+    Raises:
+        ValueError: when the file is missing, damaged or of another kind.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / "distilled.safetensors"
+    if not file.is_file():
+        raise ValueError(
+            f"expected a run folder or a distilled.safetensors file, found none at {file}: finish the run or correct "
+            "the path"
+        )
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if metadata.get("format") != _FORMAT:
+            raise KeyError(f"format {_FORMAT}")
+        whitening = None
+        if "zca.matrix" in tensors:
+            whitening = Whitening(
+                mean=tensors["zca.mean"], matrix=tensors["zca.matrix"], inverse=tensors["zca.inverse"]
+            )
+        return Distilled(
+            images=tensors["images"],
+            labels=tensors["labels"],
+            class_names=tuple(json.loads(metadata["class_names"])),
+            normalization=Normalization(
+                mean=tuple(json.loads(metadata["mean"])), std=tuple(json.loads(metadata["std"])), whitening=whitening
+            ),
+            dataset=metadata["dataset"],
+            augmentation=metadata["augmentation"],
+            config_hash=metadata["config_hash"],
+            details=json.loads(metadata["details"]),
+        )
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"expected distilled images in {file}, got a file that is damaged or of another kind ({error}): write it "
+            "again with fastdistill run"
+        ) from error
