@@ -78,7 +78,8 @@ def distill(
     total = config.method.steps
     talk = Talkative() if progress else Silent()
     with talk.stage("distilling", total) as advance:
-        for state, _ in outer_steps(make_method(config, plan, train), state, config.method, total):
+        for following, _ in outer_steps(make_method(config, plan, train), state, config.method, total):
+            state = following
             advance(state.step, "")
     return as_distilled(config, state.images, train, "own", "")
 

@@ -151,7 +151,11 @@ class MatchingConfig:
         _one_of("images", self.images, ("noise", "real"))
         _at_least(1, steps=self.steps, real_batch=self.real_batch, outer_loop=self.outer_loop)
         _at_least(1, inner_batch=self.inner_batch)
-        _at_least(0, inner_loop=self.inner_loop, image_momentum=self.image_momentum)
+        _at_least(0, inner_loop=self.inner_loop)
+        if not 0 <= self.image_momentum < 1:
+            raise ValueError(
+                f"expected an image_momentum in [0, 1), got {self.image_momentum}: velocities diverge from 1 on"
+            )
         _positive(image_learning_rate=self.image_learning_rate, inner_learning_rate=self.inner_learning_rate)
 
 

@@ -84,7 +84,7 @@ def forward_cost(module: nn.Module, shape: tuple[int, int, int]) -> Cost:
 # (bench/results/cpu/batching.json). A call of torch.func costs about 2.5 ms of one core whatever its size, so small
 # pairs belong in one vmapped program; large ones make vmap's grouped convolutions slower than plain ones in a loop.
 _VMAP_FLOPS = 150e6  # forward operations of one pair's images up to which one program wins
-_VMAP_BYTES = 64e6  # activations of one program; past it the grouped convolutions leave the cache
+_VMAP_BYTES = 32e6  # activations of one program; past it the grouped convolutions leave the cache
 _PIECE_FLOPS = 700e6  # a loop's call must be this large to hide its overhead
 _PIECE_BYTES = 4e6  # and its largest activation this small to stay in cache
 

@@ -22,7 +22,7 @@ from fastdistill.files import write_whole
 from fastdistill.loop.checkpoint import load_checkpoint, save_checkpoint
 from fastdistill.loop.environment import describe_environment, peak_memory_mb
 from fastdistill.loop.metrics import MetricsLog
-from fastdistill.loop.outer import Best, outer_steps
+from fastdistill.loop.outer import Best, State, outer_steps
 from fastdistill.loop.plan import make_plan, resolve_device
 from fastdistill.loop.setup import as_distilled, initial_state, make_method
 from fastdistill.progress import Silent
@@ -167,7 +167,7 @@ def run(
         "arms": [],
     }
     if judge:
-        table |= judging.table(state.images, None if best is None else best.images, progress)
+        table |= judging.table(state.images, _candidate(best, state), progress)
     table["peak_mb"] = peak_memory_mb(device)
     for arm in table["arms"]:
         name = f"eval/{arm['arm']}"
@@ -175,6 +175,13 @@ def run(
     write_whole(folder / "results.json", json.dumps(table, indent=1).encode())
     _report(folder, config.name)
     return Result(distilled=last, best=selected, table=table, folder=folder)
+
+
+def _candidate(best: Best | None, state: State) -> Tensor | None:
+    """The selected images; the very same tensor as the last ones where those were selected."""
+    if best is None:
+        return None
+    return state.images if best.step == state.step else best.images
 
 
 def _claim(folder: Path, config: RunConfig) -> None:
@@ -197,7 +204,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
 def _picture(path: Path, distilled: Distilled) -> None:
     from fastdistill.report.figures import save_image_grid
 
-    save_image_grid(path, distilled.pixels(), distilled.labels)
+    save_image_grid(path, distilled.pixels(), distilled.labels, class_names=distilled.class_names)
 
 
 def _report(folder: Path, title: str) -> None:

@@ -1,0 +1,7 @@
+"""`python -m fastdistill`, as torchrun starts it."""
+
+import sys
+
+from fastdistill.cli import main
+
+sys.exit(main())

@@ -1,0 +1,112 @@
+"""Judging a finished run again: other students, another architecture, another protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from fastdistill.config import StudentConfig
+from fastdistill.data.sources import load_source
+from fastdistill.data.store import ImageStore
+from fastdistill.evaluation.evaluate import Evaluation, evaluate_students
+from fastdistill.evaluation.protocols import protocol as protocol_of
+from fastdistill.loop.plan import resolve_device
+from fastdistill.progress import Silent
+from fastdistill.students.ensemble import student_module
+from fastdistill.students.training import image_fetch
+from fastdistill.synthetic.distilled import load
+
+_FILES = {"last": "distilled.safetensors", "best": "distilled-best.safetensors"}
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    student: dict[str, Any],
+    students: int = 20,
+    protocol: str | None = None,
+    epochs: int | None = None,
+    images: str = "last",
+    seed: int = 0,
+    device: str = "auto",
+    root: str | None = None,
+    progress: Silent | None = None,
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Evaluates a run's images and appends the result to the folder's ``evaluations.jsonl``.
+
+    Args:
+        folder: the run folder.
+        student: fields of `StudentConfig` that differ from the run's.
+        students: fresh students per run.
+        protocol: the run's by default.
+        epochs: the protocol's by default.
+        images: ``last`` or ``best`` (on validation).
+        seed: of every draw.
+        device: auto, cpu or cuda.
+        root: folder of the test set; the run's by default.
+        progress: what is said meanwhile.
+
+    Returns:
+        The evaluation and the line that was appended.
+
+    Raises:
+        ValueError: for a folder without a finished run, or settings that do not fit it.
+    """
+    if images not in _FILES:
+        raise ValueError(f"expected images among {', '.join(_FILES)}, got {images!r}: choose one of these")
+    if students < 1:
+        raise ValueError(f"expected at least one student, got {students}: raise --students")
+    folder = folder.parent if folder.is_file() else folder
+    distilled = load(folder / _FILES[images])
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+    except OSError as error:
+        raise ValueError(
+            f"expected config.yaml beside the images in {folder}, found none: name a run folder"
+        ) from error
+    chosen = StudentConfig(**{**config["student"], "initialization": "fresh", "pretrained": "", **student})
+    place = resolve_device(device)
+    data = config["data"]
+    real = load_source(data["source"], root=root or data["root"], zca=data["zca"])
+    test = ImageStore(
+        images=real.test.images,
+        labels=real.test.labels,
+        class_names=distilled.class_names,
+        normalization=distilled.normalization,
+    ).to(place)
+    rules = protocol_of(protocol or config["evaluation"]["protocol"], dataset=data["source"], norm=chosen.norm)
+    if epochs is not None:
+        rules = rules.with_epochs(epochs)
+    own = distilled.images.to(place)
+    own = own[0] if distilled.runs == 1 else own.repeat_interleave(students, dim=0)
+    with (progress or Silent()).stage("testing", rules.training.epochs) as advance:
+        evaluation = evaluate_students(
+            student_module(chosen, test.shape, test.num_classes),
+            image_fetch(own, distilled.labels.to(place)),
+            len(distilled),
+            test,
+            rules,
+            students=torch.arange(distilled.runs * students, device=place),
+            seed=seed,
+            distribution=chosen.weights,
+            progress=lambda epoch: advance(epoch, ""),
+        )
+    line = {
+        "architecture": chosen.architecture,
+        "norm": chosen.norm,
+        "protocol": rules.name,
+        "epochs": rules.epochs,
+        "images": images,
+        "seed": seed,
+        "mean": evaluation.mean,
+        "std": evaluation.std,
+        "per_student": evaluation.per_student,
+        "seconds": evaluation.seconds,
+    }
+    with (folder / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    return evaluation, line

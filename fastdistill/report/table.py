@@ -1,0 +1,43 @@
+"""The table that a run ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Prints the arms of a finished run, with time and memory, on stdout.
+
+    Args:
+        results: the content of ``results.json``.
+        folder: the run folder.
+    """
+    console = Console(width=None if Console().is_terminal else 110)
+    table = Table(
+        title=f"{results['name']}: test accuracy, {results['architecture']}, protocol {results['protocol']}",
+        title_justify="left",
+    )
+    table.add_column("trained on")
+    for column in ("images", "accuracy", "students", "epochs", "time"):
+        table.add_column(column, justify="right")
+    for arm in results["arms"]:
+        table.add_row(
+            arm["arm"],
+            str(arm["images"]),
+            f"{100 * arm['mean']:.1f} ± {100 * arm['std']:.1f} %",
+            str(arm["students"]),
+            str(arm["epochs"]),
+            f"{arm['seconds']:.1f} s" if arm["seconds"] else "the same images",
+        )
+    console.print(table)
+    console.print(
+        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps of {1000 * results['step_s']:.0f} ms), "
+        f"peak memory {results['peak_mb']:.0f} MB",
+        highlight=False,
+    )
+    console.print(f"everything is in {folder}/ — open report.html", highlight=False, soft_wrap=True)
