@@ -121,7 +121,7 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (MatchingConfig, {"outer_loop": 0}, "expected outer_loop of at least 1, got 0: raise it"),
     (MatchingConfig, {"inner_batch": 0}, "expected inner_batch of at least 1, got 0: raise it"),
     (MatchingConfig, {"inner_loop": -1}, "expected inner_loop of at least 0, got -1: raise it"),
-    (MatchingConfig, {"image_momentum": -0.5}, "expected image_momentum of at least 0, got -0.5: raise it"),
+    (MatchingConfig, {"image_momentum": -0.5}, "expected an image_momentum in [0, 1), got -0.5"),
     (MatchingConfig, {"image_learning_rate": 0.0}, "expected a positive, finite image_learning_rate, got 0.0: raise"),
     (MatchingConfig, {"image_learning_rate": float("inf")}, "expected a positive, finite image_learning_rate, got inf"),
     (MatchingConfig, {"inner_learning_rate": -1.0}, "expected a positive, finite inner_learning_rate, got -1.0: raise"),

@@ -18,6 +18,7 @@ from fastdistill.data.zca import Whitening
 from fastdistill.files import write_whole
 
 _FORMAT = "fastdistill-1"
+_HEADER = "fastdistill"  # the key of the JSON text in the file's metadata
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,15 +89,17 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
             }
         metadata = {
             "format": _FORMAT,
-            "class_names": json.dumps(self.class_names),
-            "mean": json.dumps(self.normalization.mean),
-            "std": json.dumps(self.normalization.std),
+            "class_names": self.class_names,
+            "mean": self.normalization.mean,
+            "std": self.normalization.std,
             "dataset": self.dataset,
             "augmentation": self.augmentation,
             "config_hash": self.config_hash,
-            "details": json.dumps(dict(self.details), sort_keys=True),
+            "details": dict(self.details),
         }
-        write_whole(Path(path), save(tensors, metadata))
+        # one entry, because safetensors writes several in an order that changes from process to process
+        text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
+        write_whole(Path(path), save(tensors, {_HEADER: text}))
 
 
 def load(path: str | Path) -> Distilled:
@@ -118,7 +121,7 @@ def load(path: str | Path) -> Distilled:
         )
     try:
         with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
+            metadata = json.loads((opened.metadata() or {})[_HEADER])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if metadata.get("format") != _FORMAT:
             raise KeyError(f"format {_FORMAT}")
@@ -130,14 +133,12 @@ def load(path: str | Path) -> Distilled:
         return Distilled(
             images=tensors["images"],
             labels=tensors["labels"],
-            class_names=tuple(json.loads(metadata["class_names"])),
-            normalization=Normalization(
-                mean=tuple(json.loads(metadata["mean"])), std=tuple(json.loads(metadata["std"])), whitening=whitening
-            ),
+            class_names=tuple(metadata["class_names"]),
+            normalization=Normalization(mean=tuple(metadata["mean"]), std=tuple(metadata["std"]), whitening=whitening),
             dataset=metadata["dataset"],
             augmentation=metadata["augmentation"],
             config_hash=metadata["config_hash"],
-            details=json.loads(metadata["details"]),
+            details=metadata["details"],
         )
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(

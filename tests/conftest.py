@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def real_data():
+    """The folder of real data sets, in torchvision's layout."""
+    folder = os.environ.get("FASTDISTILL_DATA", "")
+    if not folder:
+        pytest.skip("set FASTDISTILL_DATA to a folder with MNIST, FashionMNIST and CIFAR-10")
+    return Path(folder)

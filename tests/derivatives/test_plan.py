@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
+from fastdistill.students.architectures import build_student
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def convnet(width, size=28):
+    return build_student("convnet", channels=1, height=size, width=size, num_classes=10, net_width=width)
+
+
+def test_the_cost_of_an_image_is_counted_by_hand():
+    cost = forward_cost(convnet(16), (1, 28, 28))
+    macs = 32 * 32 * 16 * 9 + 16 * 16 * 16 * 16 * 9 + 8 * 8 * 16 * 16 * 9 + 256 * 10
+    assert cost.flops == 2 * macs
+    assert cost.largest == 32 * 32 * 16
+    assert cost.activations > 3 * cost.largest
+
+
+def test_small_pairs_share_a_program_and_large_ones_loop_in_pieces():
+    small, large = (forward_cost(convnet(width), (1, 28, 28)) for width in (16, 128))
+    rule = choose_batching(small, CPU, students=8, groups=10, images=1)
+    assert rule.path is Path.VMAP
+    rule = choose_batching(large, CPU, students=8, groups=10, images=256)
+    assert rule.path is Path.LOOP
+    assert 4 <= rule.piece <= 32
+
+
+def test_cuda_always_shares_a_program_within_what_can_be_indexed():
+    cost = forward_cost(convnet(128), (1, 28, 28))
+    rule = choose_batching(cost, CUDA, students=16, groups=10, images=256)
+    assert rule.path is Path.VMAP
+    assert rule.students * 10 * rule.piece * cost.largest < 2**31
+    rule = choose_batching(cost, CUDA, students=16, groups=100, images=256)
+    assert rule.students == 1
+    assert 100 * rule.piece * cost.largest < 2**31
+
+
+def test_the_choice_is_a_function_of_shapes_alone():
+    cost = forward_cost(convnet(64), (1, 28, 28))
+    arguments = {"students": 8, "groups": 10, "images": 10}
+    assert choose_batching(cost, CPU, **arguments) == choose_batching(cost, CPU, **arguments)
+
+
+def test_a_batching_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        Batching(path=Path.LOOP, piece=0, students=1)

@@ -1,0 +1,93 @@
+"""Batched evaluation against the textbook's, one student after the other, in float64."""
+
+import pytest
+import torch
+
+from bench.naive.convnet import ConvNet as NaiveConvNet
+from bench.naive.evaluation import train_and_test
+from fastdistill.data.arrays import from_arrays
+from fastdistill.derivatives.layout import Layout
+from fastdistill.draws import Purpose
+from fastdistill.evaluation.evaluate import Evaluation, evaluate_students, store_fetch
+from fastdistill.evaluation.protocols import protocol
+from fastdistill.students.architectures import build_student
+from fastdistill.students.training import image_fetch
+from fastdistill.students.weights import initial_weights
+
+SHAPE, CLASSES = (1, 8, 8), 3
+
+
+def store(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    images = torch.randn(count, *SHAPE, generator=generator)
+    images[torch.arange(count), 0, labels * 2, labels * 2] += 3
+    return from_arrays(images, labels)
+
+
+@pytest.mark.parametrize("epochs", [6])
+@pytest.mark.parametrize("students", [1, 3])
+def test_students_at_once_equal_the_textbook_one_by_one(epochs, students):
+    module = build_student("convnet", channels=1, height=8, width=8, num_classes=CLASSES, net_width=6, depth=2)
+    train, test = store(9, 0), store(60, 1)
+    images = train.batch(torch.arange(9), torch.float64)
+    chosen = protocol("dc", dataset="cifar10", norm="instance").with_epochs(epochs)
+    indices = torch.arange(students)
+    found = evaluate_students(
+        module,
+        image_fetch(images, train.labels),
+        9,
+        test,
+        chosen,
+        students=indices,
+        seed=4,
+        dtype=torch.float64,
+    )
+    weights = initial_weights(module, "default", seed=4, step=0, students=indices, purpose=Purpose.EVALUATION_WEIGHTS)
+    for k in range(students):
+        network = NaiveConvNet(1, CLASSES, width=6, depth=2, image_size=8).double()
+        with torch.no_grad():
+            views = Layout.of(module).views(weights[k].double()).values()
+            for parameter, value in zip(network.parameters(), views, strict=True):
+                parameter.copy_(value)
+        expected = train_and_test(
+            network,
+            images,
+            train.labels,
+            test.batch(torch.arange(60), torch.float64),
+            test.labels,
+            epochs,
+            generator=torch.Generator().manual_seed(0),  # one batch an epoch: its order changes rounding alone
+        )
+        assert found.per_student[k] == pytest.approx(expected, abs=1e-12)
+
+
+def test_students_learn_and_the_summary_is_right():
+    module = build_student("convnet", channels=1, height=8, width=8, num_classes=CLASSES, net_width=6, depth=2)
+    train, test = store(90, 0), store(60, 1)
+    chosen = protocol("default", dataset="own", norm="instance").with_epochs(60)
+    seen = []
+    found = evaluate_students(
+        module,
+        store_fetch(train, torch.float32),
+        len(train),
+        test,
+        chosen,
+        students=torch.arange(4),
+        seed=0,
+        progress=seen.append,
+    )
+    assert found.mean > 0.6
+    assert found.mean == pytest.approx(sum(found.per_student) / 4)
+    assert found.std == pytest.approx(torch.tensor(found.per_student).std(correction=0).item(), abs=1e-6)
+    assert found.images == 90
+    assert seen == list(range(1, 61))
+    again = evaluate_students(
+        module, store_fetch(train, torch.float32), len(train), test, chosen, students=torch.arange(4), seed=0
+    )
+    assert again.per_student == found.per_student
+
+
+def test_an_evaluation_reads_well():
+    found = Evaluation(per_student=(0.5, 0.7), protocol="dc", epochs=300, images=10, seconds=1.0)
+    assert str(found) == "60.00 ± 10.00 % over 2 students (protocol dc, 300 epochs, 10 images)"

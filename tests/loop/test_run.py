@@ -1,0 +1,169 @@
+"""Whole runs on embedded digits with tiny students."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.data.sources import load_source
+from fastdistill.loop.run import config_hash, run
+from fastdistill.synthetic.distilled import load
+
+GOLDEN = Path(__file__).parent / "golden.json"
+EVALUATION = EvaluationConfig(
+    protocol="default",
+    students=2,
+    whole_epochs=1,
+    whole_students=2,
+    validation_every=10,
+    validation_students=2,
+    validation_epochs=2,
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_source("digits")
+
+
+def config(folder, *, method="dc", ipc=1, steps=20, runs=1, students=2, dtype="float32", **changes):
+    recipe = {"steps": steps, "real_batch": 8, "outer_loop": 1 if ipc == 1 else 4, "inner_loop": 2}
+    return RunConfig(
+        name="run",
+        output=str(folder),
+        ipc=ipc,
+        runs=runs,
+        students=students,
+        dtype=dtype,
+        student=StudentConfig(width=4, depth=2),
+        method=matching_recipe(method, ipc, **recipe),
+        evaluation=EVALUATION,
+        checkpoint_every=5,
+        log_every=1,
+        threads=1,
+        device="cpu",
+        **changes,
+    )
+
+
+def digest(folder, name="distilled.safetensors"):
+    return hashlib.sha256((folder / "run" / name).read_bytes()).hexdigest()
+
+
+def losses(folder):
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return [line["outer/loss"] for line in lines if "outer/loss" in line]
+
+
+@pytest.mark.parametrize(("method", "ipc", "runs"), [("dc", 1, 1), ("dsa", 1, 2), ("dc", 2, 1), ("dsa", 2, 2)])
+def test_stopping_and_going_on_equals_going_straight(tmp_path, digits, method, ipc, runs):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    run(config(straight, method=method, ipc=ipc, runs=runs), digits, judge=False)
+    assert run(config(stopped, method=method, ipc=ipc, runs=runs), digits, stop_after=7) is None
+    run(config(stopped, method=method, ipc=ipc, runs=runs), digits, judge=False)
+    assert digest(straight) == digest(stopped)
+    assert digest(straight, "distilled-best.safetensors") == digest(stopped, "distilled-best.safetensors")
+    assert losses(straight) == losses(stopped)
+    assert len(losses(straight)) == 20
+
+
+def test_the_same_plan_gives_the_same_bits(tmp_path, digits):
+    for name in ("a", "b"):
+        run(config(tmp_path / name), digits, judge=False)
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
+    run(config(tmp_path / "c", seed=1), digits, judge=False)
+    assert losses(tmp_path / "c") != losses(tmp_path / "a")
+
+
+@pytest.mark.parametrize("method", ["dc", "dsa"])
+def test_golden_losses(tmp_path, digits, method):
+    """A refactoring must reproduce these; they were written by this code (see `write_golden`)."""
+    run(config(tmp_path, method=method, ipc=2, dtype="float64"), digits, judge=False)
+    assert losses(tmp_path) == pytest.approx(json.loads(GOLDEN.read_text())[method], rel=1e-9)
+
+
+def write_golden(folder):
+    """Writes the golden losses anew, after a deliberate change: ``python tests/loop/test_run.py FOLDER``."""
+    found = {}
+    for method in ("dc", "dsa"):
+        run(config(folder / method, method=method, ipc=2, dtype="float64"), load_source("digits"), judge=False)
+        found[method] = losses(folder / method)
+    GOLDEN.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def test_a_run_leaves_its_folder(tmp_path, digits):
+    settings = config(tmp_path, picture_every=10)
+    result = run(settings, digits)
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "results.json",
+        "distilled.safetensors",
+        "distilled-best.safetensors",
+        "images.png",
+        "images-000010.png",
+        "images-000020.png",
+        "curves.png",
+        "report.html",
+        "checkpoints",
+    }
+    assert yaml.safe_load((folder / "config.yaml").read_text()) == settings.as_dict()
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-000015", "step-000020"}
+    table = json.loads((folder / "results.json").read_text())
+    assert [arm["arm"] for arm in table["arms"]] == [
+        "distilled (last)",
+        "distilled (best on validation)",
+        "random real",
+        "whole training set",
+    ]
+    for arm in table["arms"]:
+        assert 0 <= arm["mean"] <= 1
+        assert len(arm["per_student"]) == 2
+    assert table["arms"][0]["images"] == 10
+    assert (
+        table["arms"][3]["images"] == len(digits.train) - len(digits.train) // 10 or table["arms"][3]["images"] > 1000
+    )
+    assert table["plan"]["dtype"] == "float32"
+    assert load(folder).config_hash == config_hash(settings.as_dict())
+    assert (result.distilled.images == load(folder).images).all()
+    assert "distilled (last)" in (folder / "report.html").read_text()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation/acc_mean" in line] == [10, 20]
+    assert lines[0]["perf/step_s"] > 0
+    assert lines[0]["mem/peak_mb"] > 0
+
+
+def test_a_finished_run_repeats_to_the_same_result(tmp_path, digits):
+    first = run(config(tmp_path), digits)
+    again = run(config(tmp_path), digits)
+    assert (first.distilled.images == again.distilled.images).all()
+    assert [arm["per_student"] for arm in first.table["arms"]] == [arm["per_student"] for arm in again.table["arms"]]
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path, digits):
+    run(config(tmp_path), digits, stop_after=1)
+    with pytest.raises(ValueError, match="a run that differs in students: choose another --name"):
+        run(config(tmp_path, students=3), digits)
+    run(config(tmp_path), digits, stop_after=2)  # the same run may go on
+
+
+def test_selection_needs_a_validation_split(tmp_path, digits):
+    with pytest.raises(ValueError, match=r"raise data\.validation_fraction"):
+        run(config(tmp_path, data=DataConfig(validation_fraction=0.0)), digits)
+
+
+def test_images_move_towards_the_real_gradients(tmp_path, digits):
+    run(config(tmp_path, steps=60, students=4), digits, judge=False)
+    found = losses(tmp_path)
+    assert sum(found[-10:]) < 0.8 * sum(found[:10])
+
+
+if __name__ == "__main__":
+    import sys
+
+    write_golden(Path(sys.argv[1]))

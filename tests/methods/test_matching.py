@@ -1,0 +1,237 @@
+"""Gradient matching against the textbook in float64."""
+
+import pytest
+import torch
+
+from bench.naive import augmentation as naive_augmentation
+from bench.naive.convnet import ConvNet as NaiveConvNet
+from bench.naive.matching import image_gradient, matching_loss, train_network
+from fastdistill.augmentation import dsa
+from fastdistill.config import MatchingConfig, RunConfig, StudentConfig
+from fastdistill.data.sources import load_source
+from fastdistill.derivatives.functional import Functional
+from fastdistill.derivatives.layout import Layout
+from fastdistill.derivatives.plan import Batching, Path
+from fastdistill.draws import Purpose
+from fastdistill.loop.plan import make_plan
+from fastdistill.loop.setup import initial_state, make_method
+from fastdistill.methods.matching import Batch, GradientMatching, Primitives
+from fastdistill.students.ensemble import Ensemble, student_module
+
+CLASSES, REAL, SHAPE = 3, 6, (1, 8, 8)
+BATCHINGS = {
+    "vmap": Batching(path=Path.VMAP, piece=100, students=100),
+    "loop": Batching(path=Path.LOOP, piece=4, students=1),
+}
+
+
+def images(*shape, seed, device):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, *SHAPE, generator=generator, dtype=torch.float64).to(device)
+
+
+def make(config, *, students, runs=1, ipc=1, chunk=100, batching="vmap", device, norm="instance", width=8):
+    ensemble = Ensemble(StudentConfig(width=width, depth=2, norm=norm), SHAPE, CLASSES, seed=5, dtype=torch.float64)
+    labels = torch.arange(CLASSES, device=device)
+
+    def sample(purpose, step, indices, count):
+        real = torch.stack([images(CLASSES, count, seed=1000 * step + int(k), device=device) for k in indices])
+        return Batch(images=real, labels=labels[None, :, None].expand(len(indices), -1, count))
+
+    primitive = Functional(ensemble.module, BATCHINGS[batching])
+    method = GradientMatching(
+        config,
+        ensemble,
+        Primitives(real=primitive, synthetic=primitive, training=primitive),
+        sample,
+        labels[:, None].expand(-1, ipc),
+        runs=runs,
+        students=students,
+        chunk=chunk,
+        seed=5,
+    )
+    return method, sample, primitive.layout
+
+
+def textbook_network(layout, weights):
+    network = NaiveConvNet(SHAPE[0], CLASSES, width=8, depth=2, image_size=SHAPE[1]).double().to(weights.device)
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), layout.views(weights).values(), strict=True):
+            parameter.copy_(value)
+    return network
+
+
+def textbook_augment(method, step, student):
+    if not method.strategy.operations:
+        return None
+    draw = dsa.draw_siamese(method.strategy, seed=5, step=step, students=student[None], groups=CLASSES)
+    operations = [method.strategy.operations[index] for index in draw.operation[0].tolist()]
+    return naive_augmentation.siamese(operations, list(draw.parameters[0, :, 0]), align_corners=True)
+
+
+def relative(found, expected):
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("students", [1, 2, 5])
+@pytest.mark.parametrize("ipc", [1, 3])
+@pytest.mark.parametrize("augmentation", ["none", "color_crop_cutout_flip_scale_rotate"])
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_image_gradient_equals_the_textbook(students, ipc, augmentation, batching, device):
+    config = MatchingConfig(real_batch=REAL, augmentation=augmentation)
+    method, sample, layout = make(config, students=students, ipc=ipc, batching=batching, device=device)
+    synthetic = images(1, CLASSES, ipc, seed=7, device=device)
+    for step in (0, 3):
+        drawn = method.fresh(step)
+        gradient, loss = method.gradient(synthetic, drawn, step)
+        expected, losses = torch.zeros_like(synthetic[0]), []
+        for k in range(students):
+            network = textbook_network(layout, drawn.weights[k])
+            real = list(sample(None, step, drawn.indices[k : k + 1], REAL).images[0])
+            augment = textbook_augment(method, step, drawn.indices[k])
+            expected += image_gradient(network, real, synthetic[0], "ours", augment) / students
+            losses.append(matching_loss(network, real, synthetic[0], "ours", augment).detach())
+        assert relative(gradient[0], expected) <= 1e-8
+        assert torch.allclose(loss, torch.stack(losses), rtol=1e-10)
+
+
+@pytest.mark.parametrize("distance", ["ours", "mse", "l1", "cos"])
+def test_every_distance_equals_the_textbook(distance, device):
+    config = MatchingConfig(real_batch=REAL, distance=distance)
+    method, sample, layout = make(config, students=1, device=device)
+    synthetic = images(1, CLASSES, 1, seed=7, device=device)
+    drawn = method.fresh(0)
+    gradient, _ = method.gradient(synthetic, drawn, 0)
+    network = textbook_network(layout, drawn.weights[0])
+    real = list(sample(None, 0, drawn.indices, REAL).images[0])
+    assert relative(gradient[0], image_gradient(network, real, synthetic[0], distance)) <= 1e-8
+
+
+def test_pooled_matching_is_one_class_of_everything(device):
+    config = MatchingConfig(real_batch=REAL, per_class=False)
+    method, sample, layout = make(config, students=2, ipc=2, device=device)
+    synthetic = images(1, CLASSES, 2, seed=7, device=device)
+    drawn = method.fresh(0)
+    gradient, _ = method.gradient(synthetic, drawn, 0)
+    expected = torch.zeros_like(synthetic)
+    labels = torch.arange(CLASSES, device=device)
+    for k in range(2):
+        network = textbook_network(layout, drawn.weights[k])
+        x = synthetic[0].flatten(0, 1).clone().requires_grad_()
+        real = sample(None, 0, drawn.indices[k : k + 1], REAL).images[0].flatten(0, 1)
+        parameters = list(network.parameters())
+        entropy = torch.nn.functional.cross_entropy
+        target = torch.autograd.grad(entropy(network(real), labels.repeat_interleave(REAL)), parameters)
+        found = torch.autograd.grad(entropy(network(x), labels.repeat_interleave(2)), parameters, create_graph=True)
+        loss = sum(
+            (1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)).sum()
+            for a, b in ((a.flatten(1), b.flatten(1)) for a, b in zip(found, target, strict=True) if a.ndim > 1)
+        )
+        expected[0] += torch.autograd.grad(loss, x)[0].view_as(expected[0]) / 2
+    assert relative(gradient, expected) <= 1e-8
+
+
+@pytest.mark.parametrize("augmentation", ["none", "crop_rotate"])
+@pytest.mark.parametrize("chunk", [1, 2, 4, 100])
+def test_runs_at_once_equal_runs_alone_and_chunks_change_nothing(augmentation, chunk, device):
+    config = MatchingConfig(real_batch=REAL, augmentation=augmentation)
+    together, _, _ = make(config, students=3, runs=2, chunk=chunk, device=device)
+    synthetic = images(2, CLASSES, 1, seed=7, device=device)
+    drawn = together.fresh(0)
+    gradient, loss = together.gradient(synthetic, drawn, 0)
+    alone, _, _ = make(config, students=3, device=device)
+    for run in range(2):
+        own, own_loss = alone.gradient(synthetic[run : run + 1], drawn.some(slice(3 * run, 3 * run + 3)), 0)
+        assert relative(gradient[run : run + 1], own) <= 1e-12
+        assert torch.allclose(loss[3 * run : 3 * run + 3], own_loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip_scale"])
+def test_students_train_between_updates(augmentation, device):
+    config = MatchingConfig(real_batch=REAL, outer_loop=2, inner_loop=3, augmentation=augmentation)
+    method, _, layout = make(config, students=2, ipc=2, device=device)
+    synthetic = images(1, CLASSES, 2, seed=7, device=device)
+    drawn = method.fresh(0)
+    trained = method.advance(synthetic, drawn, 0)
+    assert method.advance(synthetic, drawn, 1) is None  # new students begin after the last update
+    labels = torch.arange(CLASSES, device=device).repeat_interleave(2)
+    flat = synthetic[0].flatten(0, 1)
+    for k in range(2):
+        network = textbook_network(layout, drawn.weights[k])
+        step = iter(range(3))
+
+        def augment(x, k=k, step=step):
+            draw = dsa.draw_per_image(
+                method.strategy,
+                seed=5,
+                step=next(step),
+                students=drawn.indices[k : k + 1],
+                images=len(x),
+                purpose=dsa.Purpose.TRAINING_AUGMENTATION,
+            )
+            name = method.strategy.operations[int(draw.operation[0])]
+            rows = [naive_augmentation.diff_augment(x[i : i + 1], name, u) for i, u in enumerate(draw.parameters[0])]
+            return torch.cat(rows)
+
+        # one full batch an epoch: the order within it changes rounding alone
+        train_network(
+            network,
+            flat,
+            labels,
+            3,
+            generator=torch.Generator(),
+            augment=None if augmentation == "none" else _ordered(augment, flat),
+        )
+        expected = torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+        found = torch.cat([view.flatten() for view in layout.views(trained.weights[k]).values()])
+        assert relative(found, expected) <= 1e-10
+
+
+def _ordered(augment, flat):
+    """Augments a shuffled batch with each image's own parameters."""
+
+    def apply(x):
+        order = [int((flat == image).flatten(1).all(1).nonzero()) for image in x]
+        return augment(flat)[order]
+
+    return apply
+
+
+def test_a_real_mnist_step_equals_the_textbook(real_data):
+    data = load_source("mnist", root=str(real_data)).train
+    config = RunConfig(method=MatchingConfig(real_batch=4), device="cpu", dtype="float64")
+    plan = make_plan(config, data.shape, data.num_classes)
+    state, method = initial_state(config, plan, data), make_method(config, plan, data)
+    drawn = method.fresh(0)
+    gradient, loss = method.gradient(state.images, drawn, 0)
+    network = NaiveConvNet(1, 10, width=128, image_size=28).double()
+    with torch.no_grad():
+        views = plan_layout(config, data).views(drawn.weights[0]).values()
+        for parameter, value in zip(network.parameters(), views, strict=True):
+            parameter.copy_(value)
+    real = list(method._sample(Purpose.REAL_BATCH, 0, drawn.indices, 4).images[0])
+    assert relative(gradient[0], image_gradient(network, real, state.images[0])) <= 1e-8
+    assert torch.allclose(loss[0], matching_loss(network, real, state.images[0]).detach(), rtol=1e-10)
+
+
+def plan_layout(config, data):
+    return Layout.of(student_module(config.student, data.shape, data.num_classes))
+
+
+def test_batch_norm_statistics_are_set_once_and_frozen_for_the_match(device):
+    config = MatchingConfig(real_batch=REAL)
+    method, _, _ = make(config, students=2, device=device, norm="batch")
+    drawn = method.fresh(0)
+    assert all(not torch.equal(b, torch.zeros_like(b)) for b in drawn.buffers.values())
+    before = {name: buffer.clone() for name, buffer in drawn.buffers.items()}
+    gradient, _ = method.gradient(images(1, CLASSES, 1, seed=7, device=device), drawn, 0)
+    assert gradient.isfinite().all()
+    assert gradient.norm() > 0
+    assert all(torch.equal(drawn.buffers[name], value) for name, value in before.items())
+
+
+def test_fixed_students_are_the_same_at_every_step_and_fresh_ones_are_not():
+    for kind, same in (("fixed", True), ("fresh", False)):
+        ensemble = Ensemble(StudentConfig(width=4, initialization=kind), SHAPE, CLASSES, seed=1, dtype=torch.float64)
+        first, later = (ensemble.draw(step, torch.arange(2)).weights for step in (0, 9))
+        assert torch.equal(first, later) == same

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import fastdistill
+from fastdistill.config import StudentConfig
+
+SMALL = StudentConfig(width=4, depth=2)
+FAST = {"student": SMALL, "steps": 3, "real_batch": 8, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    return (data.images * 255 / 16).round().astype(np.uint8), data.target
+
+
+def test_the_whole_way_from_arrays(digits):
+    images, labels = digits
+    distilled = fastdistill.distill(images[:1500], labels[:1500], method="dc", ipc=1, students=2, **FAST)
+    assert isinstance(distilled, fastdistill.Distilled)
+    assert distilled.images.shape == (1, 10, 1, 8, 8)
+    found = fastdistill.evaluate(
+        distilled, images[1500:], labels[1500:], students=3, epochs=3, student=SMALL, device="cpu"
+    )
+    assert len(found.per_student) == 3
+    assert 0 <= found.mean <= 1
+    assert found.std >= 0
+    again = fastdistill.distill(images[:1500], labels[:1500], ipc=1, students=2, **FAST)
+    assert torch.equal(distilled.images, again.images)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "float", "tensor", "channels last", "channels first", "list", "data set"])
+def test_images_come_in_any_form(digits, kind):
+    images, labels = digits[0][:300], digits[1][:300]
+    color = np.stack([images, 255 - images, images // 2], axis=-1)
+    given = {
+        "uint8": (images, labels),
+        "float": (images / 255.0, labels.tolist()),
+        "tensor": (torch.from_numpy(images)[:, None], torch.from_numpy(labels)),
+        "channels last": (color, labels),
+        "channels first": (color.transpose(0, 3, 1, 2), labels),
+        "list": (images.tolist(), labels),
+        "data set": ([(image, int(label)) for image, label in zip(images, labels, strict=True)],),
+    }[kind]
+    distilled = fastdistill.distill(*given, method="dsa", ipc=2, runs=2, **{**FAST, "outer_loop": 2, "inner_loop": 1})
+    channels = 3 if "channels" in kind else 1
+    assert distilled.images.shape == (2, 20, channels, 8, 8)
+    assert distilled.images.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 14), (2, 16, 16), (1, 5, 5)])
+def test_images_have_any_size_and_channel_count(shape):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(40, *shape, generator=generator)
+    student = StudentConfig(width=4, depth=1)
+    distilled = fastdistill.distill(images, torch.arange(40) % 4, **{**FAST, "student": student})
+    found = fastdistill.evaluate(
+        distilled, images, torch.arange(40) % 4, students=2, epochs=2, student=student, device="cpu"
+    )
+    assert distilled.images.shape == (1, 4, *shape)
+    assert len(found.per_student) == 2
+
+
+def test_plain_images_are_evaluated_too(digits):
+    images, labels = digits
+    found = fastdistill.evaluate(
+        (images[:200], labels[:200]), images[200:], labels[200:], students=2, epochs=40, student=SMALL, device="cpu"
+    )
+    assert found.mean > 0.3
+    assert found.images == 200
+
+
+def test_the_published_steps_are_the_default():
+    from fastdistill.config import matching_recipe
+
+    assert matching_recipe("dc", 1).steps == 1000
+    assert matching_recipe("dsa", 10).steps == 10000
+
+
+def test_what_cannot_be_used_is_named(digits):
+    images, labels = digits
+    with pytest.raises(ValueError, match="expected method among dc, dsa"):
+        fastdistill.distill(images, labels, method="mtt")
+    with pytest.raises(ValueError, match="resize them"):
+        fastdistill.evaluate((images[:50], labels[:50]), images[:, :7], labels, student=SMALL)
+    with pytest.raises(TypeError, match="stepz"):
+        fastdistill.distill(images, labels, stepz=3)
+    with pytest.raises(AttributeError, match="no attribute 'destill'"):
+        fastdistill.destill  # noqa: B018

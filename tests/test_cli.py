@@ -1,0 +1,123 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from fastdistill import cli
+from fastdistill.config import RunConfig, presets
+
+TINY = [
+    "--student.width=4",
+    "--student.depth=2",
+    "--method.steps=4",
+    "--method.real_batch=8",
+    "--evaluation.students=2",
+    "--evaluation.whole_epochs=1",
+    "--evaluation.whole_students=2",
+    "--evaluation.validation_every=0",
+    "--device=cpu",
+]
+
+
+def command(*words):
+    return subprocess.run([sys.executable, "-m", "fastdistill", *words], capture_output=True, text=True, timeout=300)
+
+
+def test_a_run_from_the_command_line_ends_with_a_table(tmp_path):
+    done = command("run", *TINY, f"--output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for words in ("distilled (last)", "random real", "whole training set", "peak memory", "protocol default"):
+        assert words in done.stdout
+    assert "distilling: 4/4" in done.stderr
+    again = command("evaluate", str(tmp_path / "dc-digits-1"), "--students=2", "--epochs=2", "--architecture=mlp")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("mlp: ")
+    assert (tmp_path / "dc-digits-1" / "evaluations.jsonl").exists()
+
+
+def test_the_default_is_the_digits_preset():
+    assert cli.parse_run([]) == cli.parse_run(["dc/digits-1"])
+    assert cli.parse_run([]).data.source == "digits"
+
+
+def test_flags_win_over_files_and_files_over_presets(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("students: 5\nseed: 9\nmethod:\n  real_batch: 17\n")
+    found = cli.parse_run(["dsa/mnist-10", "--config", str(file), "--seed=3"])
+    assert (found.students, found.seed, found.method.real_batch) == (5, 3, 17)
+    assert (found.ipc, found.method.outer_loop, found.data.source) == (10, 10, "mnist")
+    assert cli.parse_run(["--config", str(file)]).data == RunConfig().data
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse_run([preset, "--students=3", "--print_config"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    file = tmp_path / "printed.yaml"
+    file.write_text(text)
+    expected = cli.parse_run([preset, "--students=3"])
+    assert cli.parse_run(["--config", str(file)]) == expected
+    assert yaml.safe_load(text) == expected.as_dict()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run", "dc/mnst-1"], "dc/mnist-1"),
+        (["run", "--studentz=3"], "studentz"),
+        (["run", "--students=three"], "students"),
+        (["run", "--method.distance=cosine"], "expected distance among ours, mse, l1, cos"),
+        (["run", "--config", "missing.yaml"], "missing.yaml"),
+        (["distil"], "expected a verb among run, evaluate, presets, env"),
+        (["evaluate"], "run"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_says_why(words, expected, capsys):
+    assert cli.main(words) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_unknown_keys_in_a_file_are_errors(tmp_path, capsys):
+    file = tmp_path / "own.yaml"
+    file.write_text("method:\n  stepz: 5\n")
+    assert cli.main(["run", "--config", str(file)]) == 2
+    assert "stepz" in capsys.readouterr().err
+
+
+def test_a_failed_run_ends_with_1_and_says_why(tmp_path, capsys):
+    words = ["run", "dc/mnist-1", f"--data.root={tmp_path}", f"--output={tmp_path}"]
+    assert cli.main(words) == 1
+    assert "--data.download true" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(tmp_path)]) == 1
+    assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_presets_are_listed_with_what_they_are(capsys):
+    assert cli.main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(presets())
+    for method in ("dc", "dsa"):
+        for source in ("mnist", "fashionmnist", "svhn", "cifar10", "cifar100"):
+            for ipc in (1, 10, 50):
+                assert f"{method}/{source}-{ipc}" in presets()
+    assert all(len(line.split()) > 3 for line in lines)
+
+
+def test_the_environment_is_described(capsys):
+    assert cli.main(["env"]) == 0
+    assert "torch" in json.loads(capsys.readouterr().out)["packages"]
+
+
+def test_help_is_there_and_needs_no_torch(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "run" in capsys.readouterr().out
+    assert cli.main([]) == 2
+    assert cli.main(["--version"]) == 0
+    code = "import sys; from fastdistill import cli; cli.main(['run', '--help']); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

@@ -1,0 +1,96 @@
+"""The house's rules about imports, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "fastdistill"
+# a room may import the rooms on its right; the neutral ones (config, draws, files, progress) may be imported by all
+ROOMS = {
+    "cli": {
+        "api",
+        "loop",
+        "report",
+        "evaluation",
+        "methods",
+        "students",
+        "synthetic",
+        "data",
+        "augmentation",
+        "derivatives",
+    },
+    "api": {"loop", "evaluation", "methods", "students", "synthetic", "data", "derivatives"},
+    "loop": {"report", "evaluation", "methods", "students", "synthetic", "data", "derivatives"},
+    "report": set(),
+    "evaluation": {"students", "augmentation", "data", "derivatives"},
+    "methods": {"students", "augmentation", "derivatives"},
+    "synthetic": {"data"},
+    "augmentation": set(),
+    "students": {"derivatives"},
+    "data": set(),
+    "derivatives": set(),
+    "config": set(),
+    "draws": set(),
+    "files": set(),
+    "progress": set(),
+}
+NEUTRAL = {"config", "draws", "files", "progress"}
+
+
+def imported(path):
+    """Modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_imports_run_one_way():
+    for path in PACKAGE.rglob("*.py"):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room.startswith("__"):
+            continue
+        for module in imported(path):
+            parts = module.split(".")
+            if parts[0] == "fastdistill" and len(parts) > 1 and parts[1] in ROOMS:
+                assert parts[1] in ROOMS[room] | NEUTRAL | {room}, f"{path} imports {module}"
+
+
+def test_kernels_know_nothing_of_the_engine():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        assert not any(module.split(".")[0] == "fastdistill" for module in imported(path)), path
+
+
+def test_the_textbook_knows_nothing_of_the_engine():
+    for path in (ROOT / "bench" / "naive").rglob("*.py"):
+        assert not any(module.startswith("fastdistill") for module in imported(path)), path
+
+
+def test_nothing_is_differentiated_twice_through_a_graph():
+    for folder in (PACKAGE, ROOT / "kernels"):
+        for path in folder.rglob("*.py"):
+            assert "create_graph" not in path.read_text(), path
+
+
+def test_no_pickle_is_read():
+    for path in PACKAGE.rglob("*.py"):
+        assert not {"pickle", "torch.load"} & set(imported(path)), path
+        assert "torch.load(" not in path.read_text(), path
+
+
+@pytest.mark.parametrize("module", ["fastdistill.api", "fastdistill.loop.run", "fastdistill_kernels", "bench.step"])
+def test_only_the_command_line_needs_its_library(module):
+    code = f"import sys; sys.modules['jsonargparse'] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, fastdistill; fastdistill.presets(); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
