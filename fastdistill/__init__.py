@@ -12,7 +12,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fastdistill.config import presets
+from fastdistill.config import StudentConfig, presets
 
 if TYPE_CHECKING:
     from fastdistill.api import distill, evaluate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastdistill.synthetic.distilled import Distilled, load
 
 __version__ = "0.1.0"
-__all__ = ["Distilled", "Evaluation", "distill", "evaluate", "load", "presets"]
+__all__ = ["Distilled", "Evaluation", "StudentConfig", "distill", "evaluate", "load", "presets"]
 
 # resolved on first use, so that the command line and configuration need not wait for torch
 _HOMES = {

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from fastdistill.config import RunConfig, StudentConfig, preset_path, presets
@@ -149,8 +150,12 @@ def _evaluate(words: list[str]) -> int:
 def _presets(words: list[str]) -> int:
     ArgumentParser(prog="fastdistill presets", description="List the presets.").parse_args(words)
     for name in presets():
-        first = preset_path(name).read_text().partition("\n")[0]
-        print(f"{name:<22}{first.removeprefix('#').strip()}")
+        values = yaml.safe_load(preset_path(name).read_text())
+        student = "-".join(str(values["student"][field]) for field in ("architecture", "depth", "width"))
+        print(
+            f"{name:<19}{values['data']['source']}, {values['ipc']} a class, {values['method']['steps']} steps, "
+            f"{student}, protocol {values['evaluation']['protocol']}"
+        )
     return 0
 
 

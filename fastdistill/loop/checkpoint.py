@@ -100,16 +100,15 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(folder: Path, device: torch.device) -> Checkpoint | None:
-    """The newest checkpoint that verifies, its tensors on a device; None where there is none."""
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies, on the CPU; None where there is none."""
     for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
             content = (path / "state.safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() != manifest["files"]["state.safetensors"]["sha256"]:
                 raise ValueError("its sha256 is not the manifest's")
-            tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
-            return _restore(tensors, manifest)
+            return _restore(load(content), manifest)
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
     return None

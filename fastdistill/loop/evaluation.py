@@ -15,12 +15,13 @@ from fastdistill.data.store import ImageStore
 from fastdistill.evaluation.evaluate import Evaluation, evaluate_students
 from fastdistill.evaluation.protocols import protocol as protocol_of
 from fastdistill.loop.plan import resolve_device
+from fastdistill.loop.record import BEST_FILE, LAST_FILE
 from fastdistill.progress import Silent
 from fastdistill.students.ensemble import student_module
 from fastdistill.students.training import image_fetch
 from fastdistill.synthetic.distilled import load
 
-_FILES = {"last": "distilled.safetensors", "best": "distilled-best.safetensors"}
+_FILES = {"last": LAST_FILE, "best": BEST_FILE}
 
 
 def evaluate_run(
@@ -71,7 +72,7 @@ def evaluate_run(
     chosen = StudentConfig(**{**config["student"], "initialization": "fresh", "pretrained": "", **student})
     place = resolve_device(device)
     data = config["data"]
-    real = load_source(data["source"], root=root or data["root"], zca=data["zca"])
+    real = load_source(data["source"], root=root or data["root"])
     test = ImageStore(
         images=real.test.images,
         labels=real.test.labels,

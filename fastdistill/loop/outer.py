@@ -42,6 +42,15 @@ class State:
     velocity: Tensor
     students: Students | None = None
 
+    def to(self, device: torch.device) -> State:
+        """The same state on a device."""
+        return State(
+            step=self.step,
+            images=self.images.to(device),
+            velocity=self.velocity.to(device),
+            students=self.students and self.students.to(device),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
@@ -56,6 +65,10 @@ class Best:
     images: Tensor
     accuracy: float
     step: int
+
+    def to(self, device: torch.device) -> Best:
+        """The same selection on a device."""
+        return replace(self, images=self.images.to(device))
 
 
 def outer_step(

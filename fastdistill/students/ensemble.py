@@ -36,6 +36,14 @@ class Students:
             buffers={name: tensor[part] for name, tensor in self.buffers.items()},
         )
 
+    def to(self, device: torch.device) -> Students:
+        """The same students on a device."""
+        return Students(
+            indices=self.indices.to(device),
+            weights=self.weights.to(device),
+            buffers={name: tensor.to(device) for name, tensor in self.buffers.items()},
+        )
+
 
 class Ensemble:
     """Draws students of one configuration.

@@ -9,7 +9,6 @@ from fastdistill.loop.outer import Best, State
 from fastdistill.loop.plan import Plan
 from fastdistill.students.ensemble import Students
 
-CPU = torch.device("cpu")
 BATCHING = Batching(path=Path.VMAP, piece=3, students=2)
 PLAN = Plan(
     device="cpu",
@@ -42,7 +41,7 @@ def test_everything_comes_back(tmp_path, students):
     saved = state(7, students=students)
     best = Best(images=saved.images, accuracy=0.25, step=7)  # the same tensor as the last images
     save(tmp_path, 7, best, students=students)
-    found = load_checkpoint(tmp_path, CPU)
+    found = load_checkpoint(tmp_path)
     assert found.plan == PLAN
     assert found.elapsed_s == 1.5
     assert (found.state.step, found.best.step, found.best.accuracy) == (7, 7, 0.25)
@@ -61,7 +60,7 @@ def test_the_two_newest_are_kept(tmp_path):
     for step in (2, 4, 10, 100):
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000100"]
-    assert load_checkpoint(tmp_path, CPU).state.step == 100
+    assert load_checkpoint(tmp_path).state.step == 100
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "manifest.json"])
@@ -78,16 +77,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, name
         middle = content.index(b"sha256") + 12 if name == "manifest.json" else len(content) - 9
         path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     with caplog.at_level(logging.WARNING):
-        assert load_checkpoint(tmp_path, CPU).state.step == 1
+        assert load_checkpoint(tmp_path).state.step == 1
     assert "step-000002 is damaged" in caplog.text
 
 
 def test_there_may_be_none(tmp_path):
-    assert load_checkpoint(tmp_path, CPU) is None
+    assert load_checkpoint(tmp_path) is None
 
 
 def test_a_left_over_temporary_is_in_nobodys_way(tmp_path):
     (tmp_path / "step-000003.tmp").mkdir(parents=True)
-    assert load_checkpoint(tmp_path, CPU) is None
+    assert load_checkpoint(tmp_path) is None
     save(tmp_path, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
