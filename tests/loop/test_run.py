@@ -140,9 +140,17 @@ def test_a_run_leaves_its_folder(tmp_path, digits):
 
 def test_a_finished_run_repeats_to_the_same_result(tmp_path, digits):
     first = run(config(tmp_path), digits)
+    written = (tmp_path / "run" / "results.json").stat().st_mtime_ns
     again = run(config(tmp_path), digits)
+    assert (tmp_path / "run" / "results.json").stat().st_mtime_ns == written  # nothing is judged twice
     assert (first.distilled.images == again.distilled.images).all()
-    assert [arm["per_student"] for arm in first.table["arms"]] == [arm["per_student"] for arm in again.table["arms"]]
+    assert json.loads(json.dumps(first.table)) == again.table
+
+
+def test_a_run_stopped_before_its_judgement_is_judged_when_repeated(tmp_path, digits):
+    run(config(tmp_path), digits, judge=False)
+    again = run(config(tmp_path), digits)
+    assert [arm["arm"] for arm in again.table["arms"]][0] == "distilled (last)"
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, digits):
