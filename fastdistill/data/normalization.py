@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastdistill.data.zca import Whitening, fit_zca
+from fastdistill.data.zca import Whitening, fit_zca, unwhiten
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +45,20 @@ class Normalization:
         """The same normalisation with the whitening, if any, on `device`."""
         whitening = None if self.whitening is None else self.whitening.to(device)
         return Normalization(mean=self.mean, std=self.std, whitening=whitening)
+
+    def invert(self, images: Tensor) -> Tensor:
+        """Pixels of normalised images, differentiable and unclamped.
+
+        Args:
+            images: normalised float images ``[..., D, H, W]``.
+
+        Returns:
+            Same shape and dtype: pixels in [0, 1] for uint8 data, the data's own unit for float data.
+        """
+        if self.whitening is not None:
+            return unwhiten(images, self.whitening)
+        mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return images * std + mean
 
 
 def channel_normalization(images: Tensor) -> Normalization:

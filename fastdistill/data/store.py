@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdistill.data.class_index import ClassIndex, class_index
 from fastdistill.data.normalization import Normalization
-from fastdistill.data.zca import unwhiten, whiten
+from fastdistill.data.zca import whiten
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -127,20 +127,6 @@ class ImageStore:
         if self.normalization.whitening is not None:
             images = whiten(images, self.normalization.whitening)
         return images.to(dtype).view(*indices.shape, *self.shape)
-
-    def denormalize(self, images: Tensor) -> Tensor:
-        """Inverse of the normalisation, differentiable and unclamped.
-
-        Args:
-            images: normalised float images ``[..., D, H, W]`` on the store's device.
-
-        Returns:
-            Same shape and dtype: pixels in [0, 1] for uint8 data, the data's own unit for float data.
-        """
-        if self.normalization.whitening is not None:
-            return unwhiten(images, self.normalization.whitening)
-        mean, std = (values.to(images.dtype) for values in self._mean_and_std)
-        return images * std + mean
 
     def subset(self, indices: Tensor) -> ImageStore:
         """The chosen images, int64 ``[m]``, with the same classes and normalisation."""

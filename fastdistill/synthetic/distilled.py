@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -69,13 +68,7 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def pixels(self) -> Tensor:
         """Images in the original range, nominally [0, 1] and not clamped: ``[R, N, D, H, W]``."""
-        whitening = self.normalization.whitening
-        if whitening is not None:
-            from fastdistill.data.zca import unwhiten
-
-            return unwhiten(self.images, whitening)
-        mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (self.normalization.mean, self.normalization.std))
-        return self.images * std + mean
+        return self.normalization.invert(self.images)
 
     def save(self, path: str | Path) -> None:
         """Writes the file whole; equal content gives equal bytes."""

@@ -52,17 +52,17 @@ def test_batch_equals_the_textbook(whitened: bool, floats: bool, dtype: torch.dt
 
 @pytest.mark.parametrize("whitened", [False, True], ids=["mean-std", "zca"])
 @pytest.mark.parametrize("floats", [False, True], ids=["uint8", "float32"])
-def test_denormalize_returns_the_pixels(whitened: bool, floats: bool) -> None:
+def test_inverting_the_normalisation_returns_the_pixels(whitened: bool, floats: bool) -> None:
     data = store(whitened=whitened, floats=floats)
     pixels = data.images[INDICES].double() / (1 if floats else 255)
-    back = data.denormalize(data.batch(INDICES, torch.float64))
+    back = data.normalization.invert(data.batch(INDICES, torch.float64))
     # the two float32 matrices of ZCA are inverse to each other to float32 only
     assert (back - pixels).norm() <= (2e-5 if whitened else 1e-14) * pixels.norm()
 
 
-def test_denormalize_is_differentiable() -> None:
+def test_inverting_the_normalisation_is_differentiable() -> None:
     images = torch.zeros(2, 3, 4, 5, requires_grad=True)
-    store().denormalize(images).sum().backward()
+    store().normalization.invert(images).sum().backward()
     assert images.grad is not None
     assert images.grad[0, :, 0, 0].tolist() == pytest.approx(STD)
 
