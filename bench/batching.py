@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def measure(
             else:
                 calls[name] = partial(primitive.products, weights, {}, x, y, v, wanted=("images",))
         seconds = interleaved(calls, device=device, repeats=3)
-        row[kind] = {name: round(1e3 * value, 2) for name, value in seconds.items()}
+        row[kind] = {name: round(1e3 * median(values), 2) for name, values in seconds.items()}
     return row
 
 

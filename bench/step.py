@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,11 +15,10 @@ from torch import Tensor
 
 from bench.naive.convnet import ConvNet
 from bench.naive.matching import dc_step, image_optimizer
-from bench.timing import interleaved, write_results
+from bench.timing import interleaved, paired_ratio, write_results
 from fastdistill.config import RunConfig, StudentConfig, matching_recipe
 from fastdistill.data.arrays import from_arrays
 from fastdistill.data.store import ImageStore
-from fastdistill.loop.environment import peak_memory_mb
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.setup import initial_state, make_method
@@ -94,17 +94,15 @@ def main() -> None:
         plans = {}
         for students in options.students:
             calls[f"engine, {students} students"], plans[students] = engine_step(store, workload, students, device)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
         seconds = interleaved(calls, device=device, repeats=options.repeats)
         naive = seconds["naive, 1 student"]
-        row: dict[str, Any] = {"workload": workload, "naive_s": naive, "peak_mb_of_all": peak_memory_mb(device)}
+        row: dict[str, Any] = {"workload": workload, "repeats": options.repeats, "naive_s": median(naive)}
         for students in options.students:
             taken = seconds[f"engine, {students} students"]
             row[f"S={students}"] = {
-                "step_s": taken,
-                "per_student_s": taken / students,
-                "times_faster_per_student": naive * students / taken,
+                "step_s": median(taken),
+                "per_student_s": median(taken) / students,
+                "times_faster_per_student": students * paired_ratio(naive, taken),
                 "plan": plans[students],
             }
         rows.append(row)

@@ -16,8 +16,8 @@ from fastdistill.loop.environment import describe_environment
 
 def interleaved(
     candidates: Mapping[str, Callable[[], object]], *, device: torch.device, repeats: int
-) -> dict[str, float]:
-    """Median seconds of every candidate; each repeat runs all of them in turn, so that drift hits all alike."""
+) -> dict[str, list[float]]:
+    """Seconds of every candidate; each repeat runs all of them in turn, so that drift hits all alike."""
     for call in candidates.values():  # warm-up
         call()
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
@@ -28,13 +28,18 @@ def interleaved(
             call()
             _synchronize(device)
             seconds[name].append(time.perf_counter() - begin)
-    return {name: median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def paired_ratio(numerator: list[float], denominator: list[float]) -> float:
+    """Median over repeats of the ratio within a repeat."""
+    return median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
 def matmul_gflops(device: torch.device, size: int = 2048) -> float:
     """Rate of a float32 matrix product, the yardstick that makes times of different machines comparable."""
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    seconds = interleaved({"matmul": lambda: a @ b}, device=device, repeats=9)["matmul"]
+    seconds = median(interleaved({"matmul": lambda: a @ b}, device=device, repeats=9)["matmul"])
     return 2 * size**3 / seconds / 1e9
 
 

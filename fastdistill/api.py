@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,15 +11,15 @@ from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, match
 from fastdistill.data.arrays import ArrayLike, from_arrays, image_tensor, label_tensor
 from fastdistill.data.datasets import from_dataset
 from fastdistill.data.store import ImageStore
-from fastdistill.evaluation.evaluate import Evaluation, evaluate_students
+from fastdistill.evaluation.evaluate import Evaluation, evaluate_images
+from fastdistill.evaluation.protocols import DIGITS
 from fastdistill.evaluation.protocols import protocol as protocol_of
 from fastdistill.loop.outer import outer_steps
 from fastdistill.loop.plan import make_plan, resolve_device
 from fastdistill.loop.setup import as_distilled, initial_state, make_method
 from fastdistill.progress import Silent, Talkative
 from fastdistill.students.ensemble import student_module
-from fastdistill.students.training import image_fetch
-from fastdistill.synthetic.distilled import Distilled
+from fastdistill.synthetic.distilled import Distilled, load
 
 
 def distill(
@@ -32,6 +33,7 @@ def distill(
     steps: int | None = None,
     seed: int = 0,
     student: StudentConfig | None = None,
+    dataset: str = "own",
     device: str = "auto",
     progress: bool = False,
     **recipe: Any,
@@ -49,6 +51,8 @@ def distill(
         steps: updates of the images; the published number by default.
         seed: of every draw; equal seeds give equal images on one machine.
         student: the network; ConvNet-3-128 by default.
+        dataset: name of the data set, where it matters: DSA does not mirror ``mnist``, ``svhn`` and ``digits``, and
+            the protocol ``dc`` treats ``mnist`` apart.
         device: auto, cpu or cuda.
         progress: show a progress bar on stderr.
         **recipe: other settings that differ from the published ones, see `fastdistill.config.MatchingConfig`.
@@ -61,6 +65,7 @@ def distill(
     """
     store = from_dataset(images) if labels is None else from_arrays(images, labels)
     settings = recipe if steps is None else {**recipe, "steps": steps}
+    settings.setdefault("flip", dataset not in DIGITS)
     config = RunConfig(
         name=method,
         ipc=ipc,
@@ -81,11 +86,11 @@ def distill(
         for following, _ in outer_steps(make_method(config, plan, train), state, config.method, total):
             state = following
             advance(state.step, "")
-    return as_distilled(config, state.images, train, "own", "")
+    return as_distilled(config, state.images, train, dataset, "")
 
 
 def evaluate(
-    distilled: Distilled | tuple[ArrayLike, ArrayLike],
+    distilled: Distilled | str | Path | tuple[ArrayLike, ArrayLike],
     test_images: ArrayLike,
     test_labels: ArrayLike,
     *,
@@ -93,6 +98,7 @@ def evaluate(
     protocol: str = "default",
     epochs: int | None = None,
     student: StudentConfig | None = None,
+    dataset: str | None = None,
     seed: int = 0,
     device: str = "auto",
     progress: bool = False,
@@ -100,14 +106,16 @@ def evaluate(
     """Trains fresh students on some images and tests them.
 
     Args:
-        distilled: what `distill` or `load` returns, or a pair of images and labels in the form `distill` takes.
-        test_images: test images in the form `distill` takes, in the original range: they get the training images'
-            normalisation.
+        distilled: what `distill` or `load` returns, a run folder, or a pair of images and labels in the form that
+            `distill` takes.
+        test_images: test images in the form `distill` takes, in the unit of the training images (bytes, or the same
+            floats): they get the training images' normalisation.
         test_labels: their classes.
         students: fresh students, per run of a distilled set of several runs.
         protocol: ``dc``, ``dsa`` or ``default``.
         epochs: epochs to train; the protocol's by default.
         student: the network; ConvNet-3-128 by default. Only its weight distribution and architecture are used.
+        dataset: name of the data set, for protocols that treat some apart; the distilled images' own by default.
         seed: of every draw.
         device: auto, cpu or cuda.
         progress: show a progress bar on stderr.
@@ -120,36 +128,45 @@ def evaluate(
     """
     place = resolve_device(device)
     student = student or StudentConfig()
+    if isinstance(distilled, str | Path):
+        distilled = load(distilled)
     if isinstance(distilled, Distilled):
-        normalization, class_names = distilled.normalization, distilled.class_names
-        runs, dataset = distilled.runs, distilled.dataset
-        images, labels = distilled.images.to(place), distilled.labels.to(place)
-        own = images[0] if runs == 1 else images.repeat_interleave(students, dim=0)
+        normalization, class_names, unit = distilled.normalization, distilled.class_names, distilled.unit
+        images, labels = distilled.images, distilled.labels
+        name, align_corners = dataset or distilled.dataset, distilled.align_corners
     else:
-        store = from_arrays(*distilled).to(place)
-        normalization, class_names, runs, dataset = store.normalization, store.class_names, 1, "own"
-        own, labels = store.batch(torch.arange(len(store), device=place)), store.labels
+        store = from_arrays(*distilled)
+        normalization, class_names, unit = store.normalization, store.class_names, store.unit
+        images, labels = store.batch(torch.arange(len(store)))[None], store.labels
+        name, align_corners = dataset or "own", True
     raw = image_tensor(test_images)
     test = ImageStore(
-        images=raw, labels=label_tensor(test_labels, len(raw)), class_names=class_names, normalization=normalization
+        images=raw,
+        labels=label_tensor(test_labels, len(raw)).to(raw.device),
+        class_names=class_names,
+        normalization=normalization,
     ).to(place)
-    if test.shape != tuple(own.shape[-3:]):
+    if test.unit != unit:
         raise ValueError(
-            f"expected test images of the training images' size {tuple(own.shape[-3:])}, got {test.shape}: resize them"
+            f"expected test images in the unit of the training images ({unit}), got {test.unit}: convert them, bytes "
+            "stand for 0 to 1"
         )
-    chosen = protocol_of(protocol, dataset=dataset, norm=student.norm)
-    if epochs is not None:
-        chosen = chosen.with_epochs(epochs)
-    talk = Talkative() if progress else Silent()
-    with talk.stage("testing", chosen.training.epochs) as advance:
-        return evaluate_students(
-            student_module(student, test.shape, test.num_classes),
-            image_fetch(own, labels),
-            len(labels),
-            test,
-            chosen,
-            students=torch.arange(runs * students, device=place),
-            seed=seed,
-            distribution=student.weights,
-            progress=lambda epoch: advance(epoch, ""),
+    if test.shape != tuple(images.shape[-3:]):
+        raise ValueError(
+            f"expected test images of the training images' size {tuple(images.shape[-3:])}, got {test.shape}: resize "
+            "them"
         )
+    chosen = protocol_of(
+        protocol, dataset=name, architecture=student.architecture, norm=student.norm, align_corners=align_corners
+    )
+    return evaluate_images(
+        student_module(student, test.shape, test.num_classes),
+        images.to(place),
+        labels.to(place),
+        test,
+        chosen if epochs is None else chosen.with_epochs(epochs),
+        students=students,
+        seed=seed,
+        distribution=student.weights,
+        progress=Talkative() if progress else Silent(),
+    )

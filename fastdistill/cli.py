@@ -49,12 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         return verbs[words[0]](words[1:])
-    except ValueError as error:
-        print(f"fastdistill: {error}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         sys.stdout = None
         return 0
+    except ValueError as error:
+        print(f"fastdistill: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"fastdistill: could not read or write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     except SystemExit as stop:  # jsonargparse has said what is wrong with the arguments
         return int(stop.code or 0)
 
@@ -87,7 +90,8 @@ def parse_run(words: Sequence[str]) -> RunConfig:
         parsed = parser.instantiate(parser.parse_args(words))
         return RunConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(RunConfig)})
     except ValueError as error:
-        print(f"fastdistill run: {error}", file=sys.stderr)
+        hint = f"; for a configuration file use --config {preset}" if preset and Path(preset).is_file() else ""
+        print(f"fastdistill run: {error}{hint}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -113,7 +117,8 @@ def evaluate_parser() -> ArgumentParser:
     parser.add_argument("--images", type=str, default="last", help="last, or best on validation")
     parser.add_argument("--seed", type=int, default=0, help="of every draw")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--data.root", type=str, default="", help="folder of the test set; the run's by default")
+    parser.add_argument("--data.source", type=str, default="", help="where the test set is; the run's by default")
+    parser.add_argument("--data.root", type=str, default="", help="folder of torchvision's sets; the run's by default")
     for field in dataclasses.fields(StudentConfig):
         if field.name in ("initialization", "pretrained"):
             continue  # fresh students are what an evaluation means
@@ -140,6 +145,7 @@ def _evaluate(words: list[str]) -> int:
         images=options.images,
         seed=options.seed,
         device=options.device,
+        source=options["data.source"] or None,
         root=options["data.root"] or None,
         progress=Talkative(),
     )
@@ -153,7 +159,7 @@ def _presets(words: list[str]) -> int:
         values = yaml.safe_load(preset_path(name).read_text())
         student = "-".join(str(values["student"][field]) for field in ("architecture", "depth", "width"))
         print(
-            f"{name:<19}{values['data']['source']}, {values['ipc']} a class, {values['method']['steps']} steps, "
+            f"{name:<22}{values['data']['source']}, {values['ipc']} a class, {values['method']['steps']} steps, "
             f"{student}, protocol {values['evaluation']['protocol']}"
         )
     return 0

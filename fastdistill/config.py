@@ -15,6 +15,8 @@ PRESETS = Path(__file__).parent / "presets"
 # images per class -> (updates of the images per student, epochs of the student after each), Zhao et al. 2021
 _LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 _ITERATIONS = 1000
+SOURCES = ("digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
+AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
 def _one_of(name: str, value: str, valid: Sequence[str]) -> None:
@@ -55,6 +57,9 @@ class DataConfig:
     validation_fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        kind, _, path = self.source.partition(":")
+        if kind not in ("folder", "npz") or not path:
+            _one_of("source", self.source, (*SOURCES, "folder:PATH", "npz:PATH"))
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"expected a validation_fraction in [0, 1), got {self.validation_fraction}: it is a share of the "
@@ -120,7 +125,7 @@ class MatchingConfig:
         tensors: names of the parameter tensors that are matched; all when empty.
         per_class: match the gradient class by class, or of all classes pooled.
         real_batch: real images per class and student.
-        images: start from noise or real images.
+        start: what the images start from: noise or real images.
         image_learning_rate: of SGD on the synthetic images.
         image_momentum: of SGD on the synthetic images.
         outer_loop: image updates before a new student begins.
@@ -136,7 +141,7 @@ class MatchingConfig:
     tensors: list[str] = field(default_factory=list)
     per_class: bool = True
     real_batch: int = 256
-    images: str = "noise"
+    start: str = "noise"
     image_learning_rate: float = 0.1
     image_momentum: float = 0.5
     outer_loop: int = 1
@@ -148,7 +153,13 @@ class MatchingConfig:
 
     def __post_init__(self) -> None:
         _one_of("distance", self.distance, ("ours", "mse", "l1", "cos"))
-        _one_of("images", self.images, ("noise", "real"))
+        _one_of("start", self.start, ("noise", "real"))
+        unknown = [name for name in self.augmentation.split("_") if name not in AUGMENTATIONS]
+        if unknown and self.augmentation != "none":
+            raise ValueError(
+                f"expected an augmentation of {', '.join(AUGMENTATIONS)} joined by '_', or none, got "
+                f"{self.augmentation!r}: correct {unknown[0]!r}"
+            )
         _at_least(1, steps=self.steps, real_batch=self.real_batch, outer_loop=self.outer_loop)
         _at_least(1, inner_batch=self.inner_batch)
         _at_least(0, inner_loop=self.inner_loop)
@@ -214,7 +225,7 @@ class RunConfig:
         checkpoint_every: steps between checkpoints.
     """
 
-    name: str = "dc-digits-1"
+    name: str = "run"
     ipc: int = 1
     students: int = 1
     runs: int = 1
@@ -260,6 +271,8 @@ def loops(ipc: int) -> tuple[int, int]:
 def matching_recipe(method: str, ipc: int, *, flip: bool = True, **changes: Any) -> MatchingConfig:
     """The published settings of ``dc`` or ``dsa`` for a number of images per class.
 
+    They are those of convolutional students; for an MLP the paper used an ``image_learning_rate`` of 0.01.
+
     Args:
         method: dc or dsa.
         ipc: images per class.
@@ -271,7 +284,7 @@ def matching_recipe(method: str, ipc: int, *, flip: bool = True, **changes: Any)
     recipe: dict[str, Any] = {"outer_loop": outer, "inner_loop": inner, "steps": _ITERATIONS * outer}
     if method == "dsa":
         strategy = "color_crop_cutout_flip_scale_rotate" if flip else "color_crop_cutout_scale_rotate"
-        recipe |= {"images": "real", "augmentation": strategy}
+        recipe |= {"start": "real", "augmentation": strategy}
     return MatchingConfig(**{**recipe, **changes})
 
 

@@ -50,6 +50,7 @@ class Talkative(Silent):
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[remark]}"),
                 console=self._console,
+                speed_estimate_period=600,  # seconds: steps may take minutes, and the estimate should survive them
             ) as bar:
                 task = bar.add_task(name, total=total, completed=done, remark="")
                 yield lambda count, remark: bar.update(task, completed=count, remark=remark)

@@ -72,6 +72,15 @@ def test_plain_images_are_evaluated_too(digits):
     assert found.images == 200
 
 
+def test_the_name_of_the_data_set_decides_what_depends_on_it(digits):
+    images, labels = digits
+    named = fastdistill.distill(images, labels, method="dsa", dataset="digits", **FAST)
+    other = fastdistill.distill(images, labels, method="dsa", start="real", **FAST)
+    assert named.augmentation == "color_crop_cutout_scale_rotate"
+    assert other.augmentation == "color_crop_cutout_flip_scale_rotate"
+    assert named.dataset == "digits"
+
+
 def test_the_published_steps_are_the_default():
     from fastdistill.config import matching_recipe
 
@@ -85,6 +94,12 @@ def test_what_cannot_be_used_is_named(digits):
         fastdistill.distill(images, labels, method="mtt")
     with pytest.raises(ValueError, match="resize them"):
         fastdistill.evaluate((images[:50], labels[:50]), images[:, :7], labels, student=SMALL)
+    with pytest.raises(ValueError, match=r"in the unit of the training images \(bytes\), got floats"):
+        fastdistill.evaluate((images[:50], labels[:50]), images / 255, labels, student=SMALL)
+    with pytest.raises(ValueError, match="expected at least one student"):
+        fastdistill.evaluate((images[:50], labels[:50]), images, labels, students=0, student=SMALL)
+    with pytest.raises(ValueError, match="expected at least one epoch"):
+        fastdistill.evaluate((images[:50], labels[:50]), images, labels, epochs=-1, student=SMALL)
     with pytest.raises(TypeError, match="stepz"):
         fastdistill.distill(images, labels, stepz=3)
     with pytest.raises(AttributeError, match="no attribute 'destill'"):

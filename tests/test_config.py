@@ -91,7 +91,7 @@ def test_loops_between_the_table_take_the_nearest_entry(ipc: int, expected: tupl
 def test_recipes_of_both_methods() -> None:
     dc, dsa = matching_recipe("dc", 10), matching_recipe("dsa", 10)
     assert dc == MatchingConfig(steps=10_000, outer_loop=10, inner_loop=50)
-    assert dsa == replace(dc, images="real", augmentation="color_crop_cutout_flip_scale_rotate")
+    assert dsa == replace(dc, start="real", augmentation="color_crop_cutout_flip_scale_rotate")
     assert matching_recipe("dsa", 10, flip=False).augmentation == "color_crop_cutout_scale_rotate"
     assert matching_recipe("dc", 10, steps=7, distance="mse") == replace(dc, steps=7, distance="mse")
     with pytest.raises(ValueError, match=r"^expected method among dc, dsa, got 'dca': did you mean 'd.+'$"):
@@ -115,7 +115,7 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (StudentConfig, {"initialization": "pretrained"}, "got '' with 'pretrained': set both or neither"),
     (StudentConfig, {"pretrained": "folder"}, "got 'folder' with 'fresh': set both or neither"),
     (MatchingConfig, {"distance": "cosine"}, "expected distance among ours, mse, l1, cos, got 'cosine': did you mean"),
-    (MatchingConfig, {"images": "random"}, "expected images among noise, real, got 'random': choose one of these"),
+    (MatchingConfig, {"start": "random"}, "expected start among noise, real, got 'random': choose one of these"),
     (MatchingConfig, {"steps": 0}, "expected steps of at least 1, got 0: raise it"),
     (MatchingConfig, {"real_batch": 0}, "expected real_batch of at least 1, got 0: raise it"),
     (MatchingConfig, {"outer_loop": 0}, "expected outer_loop of at least 1, got 0: raise it"),

@@ -92,7 +92,7 @@ def _crop(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
 def _scale(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Nearest-neighbour resize of height and width by 0.8 to 1.2, centred; zeros outside."""
     height, width = images.shape[-2:]
-    sizes = [((1 - _SCALE + 2 * _SCALE * numbers) * height).long() for numbers in (first, second)]
+    sizes = [((1 - _SCALE + 2 * _SCALE * numbers) * height).long().clamp_min(1) for numbers in (first, second)]
     canvas = torch.maximum(sizes[0], sizes[1]).clamp_min(max(height, width))
 
     def source(size: Tensor, extent: int) -> Tensor:
@@ -107,11 +107,11 @@ def _scale(images: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
 
 def _rotate(images: Tensor, numbers: Tensor) -> Tensor:
-    """Rotates by whole degrees in [−45, 45); outside is the mean over all of the student's batch."""
+    """Rotates counterclockwise by whole degrees in [−45, 45); outside is the mean over all of the student's batch."""
     angle = ((numbers * (2 * _ROTATE)).floor() - _ROTATE) * (math.pi / 180)
     cosine, sine, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     aspect = images.shape[-2] / images.shape[-1]  # the grid is in half extents, a rotation is in pixels
-    matrix = torch.stack((cosine, sine * aspect, zero, -sine / aspect, cosine, zero), dim=-1).to(images.dtype)
+    matrix = torch.stack((cosine, -sine * aspect, zero, sine / aspect, cosine, zero), dim=-1).to(images.dtype)
     flat = images.flatten(0, 1)
     grid = affine_grid(matrix.view(-1, 2, 3), list(flat.shape), align_corners=False)
     mean = images.mean((1, 2, 3, 4), keepdim=True)

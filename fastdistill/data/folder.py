@@ -13,35 +13,39 @@ from fastdistill.data.arrays import RawData
 from fastdistill.data.pictures import picture_array, stack_pictures
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+TEST_SIDES = ("test", "val", "valid", "validation")  # the first one there is; ImageNet has only val labelled
 MAX_PIXELS = 4096 * 4096  # a small file can claim a huge picture; this one decodes to 50 MB
 
 
 def read_folder(path: Path) -> RawData:
     """Reads ``path/CLASS/*``, or ``path/train/CLASS/*`` and ``path/test/CLASS/*`` if both exist.
 
-    Classes are the sub-folders in sorted order, their files those with a picture's suffix, in sub-folders too; hidden
-    ones and other files are left out. Pictures are grey if every one is, else RGB.
+    Without ``test``, a ``val``, ``valid`` or ``validation`` folder beside ``train`` is the test side. Classes are the
+    sub-folders in sorted order, their files those with a picture's suffix, in sub-folders too; hidden ones and other
+    files are left out. Pictures are grey if every one is, else RGB.
 
     Raises:
         ValueError: if there is no such folder, class or picture, a file cannot be read or is over `MAX_PIXELS`,
-            sizes differ, or the test folder has a class the training folder lacks.
+            sizes differ, the test folder has a class the training folder lacks, or every class folder has its
+            pictures in sub-folders only.
     """
     if not path.is_dir():
         raise ValueError(f"Expected a folder with one sub-folder per class at {path}, found none: check the path.")
-    if not ((path / "train").is_dir() and (path / "test").is_dir()):
+    test_side = next((path / name for name in TEST_SIDES if (path / name).is_dir()), None)
+    if test_side is None or not (path / "train").is_dir():
         class_names = _class_folders(path)
         return RawData(train=_read_pictures(_training_files(path, class_names)), class_names=class_names)
     class_names = _class_folders(path / "train")
-    unknown = sorted(set(_class_folders(path / "test")) - set(class_names))
+    unknown = sorted(set(_class_folders(test_side)) - set(class_names))
     if unknown:
         raise ValueError(
-            f"Every class of {path / 'test'} needs training images, but {', '.join(unknown)} has none in "
+            f"Every class of {test_side} needs training images, but {', '.join(unknown)} has none in "
             f"{path / 'train'}: add or remove it."
         )
     train, train_labels = _read_pictures(_training_files(path / "train", class_names))
-    test_files = _files(path / "test", class_names)
+    test_files = _files(test_side, class_names)
     if not any(test_files):
-        raise ValueError(f"Expected pictures in the class folders of {path / 'test'}, found none: add some.")
+        raise ValueError(f"Expected pictures in the class folders of {test_side}, found none: add some.")
     test, test_labels = _read_pictures(test_files)
     # grey on one side only: both sides get the channels of the richer one
     channels = max(train.shape[1], test.shape[1])
@@ -75,7 +79,7 @@ def _class_folders(path: Path) -> tuple[str, ...]:
 
 
 def _files(path: Path, class_names: tuple[str, ...]) -> list[list[Path]]:
-    return [
+    files = [
         sorted(
             file
             for file in (path / name).rglob("*")
@@ -83,6 +87,14 @@ def _files(path: Path, class_names: tuple[str, ...]) -> list[list[Path]]:
         )
         for name in class_names
     ]
+    # splits under other names, or a set of data sets, would pass as classes
+    if any(files) and not any(file.parent.parent == path for of_class in files for file in of_class):
+        raise ValueError(
+            f"Expected pictures directly in the class folders of {path}, got only sub-folders in all of them "
+            f"({', '.join(class_names[:3])}{', ...' if len(class_names) > 3 else ''}): name the splits train and test "
+            "or val, or move the pictures up."
+        )
+    return files
 
 
 def _training_files(path: Path, class_names: tuple[str, ...]) -> list[list[Path]]:

@@ -80,6 +80,18 @@ class ImageStore:
         return channels, height, width
 
     @property
+    def unit(self) -> str:
+        """``bytes``, which stand for 0 to 1, or ``floats`` in a unit of their own."""
+        return "bytes" if self.images.dtype == torch.uint8 else "floats"
+
+    @property
+    def pixel_range(self) -> tuple[float, float]:
+        """Lowest and highest pixel there can be: 0 and 1 of bytes, those that occur of floats."""
+        if self.images.dtype == torch.uint8:
+            return 0.0, 1.0
+        return float(self.images.min()), float(self.images.max())
+
+    @property
     def device(self) -> torch.device:
         """Where images and labels are."""
         return self.images.device

@@ -5,6 +5,7 @@ Results are bit-identical for the same plan; between plans they differ by roundi
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -63,7 +64,8 @@ def forward_cost(module: nn.Module, shape: tuple[int, int, int]) -> Cost:
         module: a student; only its shapes matter.
         shape: ``(D, H, W)``.
     """
-    meta = module.to("meta") if any(True for _ in module.parameters()) else module
+    # eval mode, because batch norm refuses a single value per channel while training
+    meta = copy.deepcopy(module).to("meta").eval()
     sizes: list[int] = []
 
     def record(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:

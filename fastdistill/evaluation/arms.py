@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from fastdistill.config import RunConfig
 from fastdistill.data.sampler import class_batches
 from fastdistill.data.store import ImageStore
 from fastdistill.draws import Purpose
-from fastdistill.evaluation.evaluate import Evaluation, evaluate_students, store_fetch
-from fastdistill.evaluation.protocols import protocol
+from fastdistill.evaluation.evaluate import Evaluation, evaluate_images, evaluate_students, store_fetch
+from fastdistill.evaluation.protocols import Protocol, protocol
 from fastdistill.progress import Silent
 from fastdistill.students.ensemble import student_module
-from fastdistill.students.training import Fetch, image_fetch
+
+# students that select are others than students that test, else "best" would be chosen for the ones it is shown to
+_SELECTING = 1 << 31
 
 
 class Judge:
@@ -30,6 +33,9 @@ class Judge:
         validation: the held-out images.
         test: test images.
         dtype: of the students.
+
+    Raises:
+        ValueError: when images are to be selected but nothing is held out.
     """
 
     def __init__(
@@ -42,109 +48,123 @@ class Judge:
             )
         self._config, self._train, self._validation, self._test = config, train, validation, test
         self._dtype = dtype
-        self._protocol = protocol(config.evaluation.protocol, dataset=config.data.source, norm=config.student.norm)
+        self._protocol = protocol(
+            config.evaluation.protocol,
+            dataset=config.data.source,
+            architecture=config.student.architecture,
+            norm=config.student.norm,
+            align_corners=config.method.align_corners,
+        )
         self._module = student_module(config.student, train.shape, train.num_classes)
 
     def validate(self, images: Tensor) -> Evaluation:
-        """Validation accuracy of images ``[R, C, M, D, H, W]`` with few students and epochs."""
+        """Validation accuracy of images ``[R, C, M, D, H, W]`` with few students and epochs; runs in order."""
         evaluation = self._config.evaluation
-        fetch, students = self._synthetic(images, evaluation.validation_students)
         quick = self._protocol.with_epochs(min(evaluation.validation_epochs, self._protocol.epochs))
-        return self._evaluate(fetch, images.shape[1:3].numel(), students, self._validation, quick, None)
+        return self._images(images, evaluation.validation_students, self._validation, quick, first_student=_SELECTING)
 
     def table(self, images: Tensor, best: Tensor | None, progress: Silent) -> dict[str, Any]:
         """Test accuracy of every arm, by the configured protocol.
 
         Args:
             images: the last synthetic images ``[R, C, M, D, H, W]``.
-            best: those with the best validation accuracy, where any were selected.
+            best: those with the best validation accuracy, where any were selected; the very tensor ``images`` where
+                the last ones were.
             progress: what is said meanwhile.
 
         Returns:
-            ``protocol``, ``architecture`` and ``arms``: a list of dicts of name, mean, std, per-student accuracies,
-            students, images, epochs and seconds.
+            ``protocol``, ``architecture`` and ``arms``: a list of dicts of name, mean, std, per-student and per-run
+            accuracies, students, images, epochs and seconds.
         """
-        evaluation = self._config.evaluation
-        count = images.shape[1:3].numel()
-        arms: list[tuple[str, Evaluation]] = []
+        evaluation, runs = self._config.evaluation, images.shape[0]
+        arms: dict[str, Evaluation] = {}
 
-        def add(name: str, fetch: Fetch, images: int, students: Tensor, epochs: int | None = None) -> None:
-            chosen = self._protocol if epochs is None else self._protocol.with_epochs(epochs)
-            result = self._evaluate(fetch, images, students, self._test, chosen, (progress, name))
-            arms.append((name, result))
+        def judged(name: str, images: Tensor, students: int) -> None:
+            arms[name] = self._images(
+                images, students, self._test, self._protocol, progress=progress, title=f"testing: {name}"
+            )
 
-        fetch, students = self._synthetic(images, evaluation.students)
-        add("distilled (last)", fetch, count, students)
-        if best is not None:
-            if best is images:
-                arms.append(("distilled (best on validation)", replace(arms[0][1], seconds=0.0)))
-            else:
-                fetch, students = self._synthetic(best, evaluation.students)
-                add("distilled (best on validation)", fetch, count, students)
-        if evaluation.random_real and min(self._train.class_sizes) >= self._config.ipc:
-            add("random real", self._random_real(students), count, students)
+        judged("distilled (last)", images, evaluation.students)
+        if best is images:
+            arms["distilled (best on validation)"] = replace(arms["distilled (last)"], seconds=0.0)
+        elif best is not None:
+            judged("distilled (best on validation)", best, evaluation.students)
+        if evaluation.random_real and min(self._train.class_sizes) < self._config.ipc:
+            progress.say(f"no random real arm: a class has fewer than {self._config.ipc} training images")
+        elif evaluation.random_real:
+            # every student has its own draw, as a run of its own
+            judged("random real", self._random_real(runs * evaluation.students), 1)
         if evaluation.whole_epochs:
-            whole = torch.arange(evaluation.whole_students, device=self._test.device)
             epochs = min(evaluation.whole_epochs, self._protocol.epochs)
-            add("whole training set", store_fetch(self._train, self._dtype), len(self._train), whole, epochs)
+            arms["whole training set"] = evaluate_students(
+                self._module,
+                store_fetch(self._train, self._dtype),
+                len(self._train),
+                self._test,
+                self._protocol.with_epochs(epochs),
+                students=torch.arange(evaluation.whole_students, device=self._test.device),
+                seed=self._config.seed,
+                distribution=self._config.student.weights,
+                dtype=self._dtype,
+                progress=progress,
+                title="testing: whole training set",
+            )
         return {
             "protocol": self._protocol.name,
             "architecture": self._config.student.architecture,
-            "arms": [
-                {
-                    "arm": name,
-                    "mean": result.mean,
-                    "std": result.std,
-                    "per_student": result.per_student,
-                    "students": len(result.per_student),
-                    "images": result.images,
-                    "epochs": result.epochs,
-                    "seconds": result.seconds,
-                }
-                for name, result in arms
-            ],
+            "arms": [_arm(name, result, runs if name.startswith("distilled") else 1) for name, result in arms.items()],
         }
 
-    def _synthetic(self, images: Tensor, per_run: int) -> tuple[Fetch, Tensor]:
-        """Batches of synthetic images for ``per_run`` students of every run, and the students' indices."""
-        runs, classes, ipc = images.shape[:3]
-        labels = torch.arange(classes, device=images.device).repeat_interleave(ipc)
-        flat = images.flatten(1, 2)
-        own = flat[0] if runs == 1 else flat.repeat_interleave(per_run, dim=0)
-        return image_fetch(own, labels), torch.arange(runs * per_run, device=images.device)
+    def _images(
+        self,
+        images: Tensor,
+        students: int,
+        test: ImageStore,
+        chosen: Protocol,
+        *,
+        first_student: int = 0,
+        progress: Silent | None = None,
+        title: str = "",
+    ) -> Evaluation:
+        classes, ipc = images.shape[1:3]
+        return evaluate_images(
+            self._module,
+            images.flatten(1, 2),
+            torch.arange(classes, device=images.device).repeat_interleave(ipc),
+            test,
+            chosen,
+            students=students,
+            first_student=first_student,
+            seed=self._config.seed,
+            distribution=self._config.student.weights,
+            dtype=self._dtype,
+            progress=progress,
+            title=title,
+        )
 
-    def _random_real(self, students: Tensor) -> Fetch:
-        """As many random real images as there are synthetic ones, another draw for every student."""
+    def _random_real(self, draws: int) -> Tensor:
+        """As many random real images as there are synthetic ones, ``[draws, C, M, D, H, W]``."""
         chosen = class_batches(
             self._train.class_index,
             seed=self._config.seed,
             step=0,
-            students=students,
+            students=torch.arange(draws, device=self._train.device),
             batch=self._config.ipc,
             purpose=Purpose.RANDOM_REAL,
-        ).flatten(1)
-        return image_fetch(self._train.batch(chosen, self._dtype), self._train.labels[chosen[0]])
+        )
+        return self._train.batch(chosen, self._dtype)
 
-    def _evaluate(
-        self,
-        fetch: Fetch,
-        count: int,
-        students: Tensor,
-        test: ImageStore,
-        chosen: Any,
-        shown: tuple[Silent, str] | None,
-    ) -> Evaluation:
-        progress, name = shown or (Silent(), "")
-        with progress.stage(f"testing: {name}", chosen.training.epochs) as advance:
-            return evaluate_students(
-                self._module,
-                fetch,
-                count,
-                test,
-                chosen,
-                students=students,
-                seed=self._config.seed,
-                distribution=self._config.student.weights,
-                dtype=self._dtype,
-                progress=lambda epoch: advance(epoch, ""),
-            )
+
+def _arm(name: str, result: Evaluation, runs: int) -> dict[str, Any]:
+    per_run = len(result.per_student) // runs
+    return {
+        "arm": name,
+        "mean": result.mean,
+        "std": result.std,
+        "per_student": result.per_student,
+        "per_run": [fmean(result.per_student[run * per_run : (run + 1) * per_run]) for run in range(runs)],
+        "students": len(result.per_student),
+        "images": result.images,
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+    }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean, pstdev
 
@@ -15,7 +14,8 @@ from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import choose_batching, forward_cost
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.protocols import Protocol
-from fastdistill.students.training import Fetch, count_correct, train_students
+from fastdistill.progress import Silent
+from fastdistill.students.training import Fetch, count_correct, image_fetch, train_students
 from fastdistill.students.weights import initial_buffers, initial_weights
 
 _TEST_BLOCK = 1000  # test images normalised at once
@@ -78,7 +78,8 @@ def evaluate_students(
     seed: int,
     distribution: str = "default",
     dtype: torch.dtype = torch.float32,
-    progress: Callable[[int], None] | None = None,
+    progress: Silent | None = None,
+    title: str = "testing",
 ) -> Evaluation:
     """Trains fresh students by a protocol and tests them.
 
@@ -92,8 +93,17 @@ def evaluate_students(
         seed: of the draws.
         distribution: weight distribution of the fresh students.
         dtype: float32 or float64.
-        progress: called with every finished epoch.
+        progress: what is said meanwhile.
+        title: of the stage that is said.
+
+    Raises:
+        ValueError: without students or test images.
     """
+    if not len(students) or not len(test):
+        raise ValueError(
+            f"expected at least one student and one test image, got {len(students)} and {len(test)}: raise students or "
+            "give test images"
+        )
     begin = time.perf_counter()
     cost = forward_cost(module, test.shape)
 
@@ -105,19 +115,20 @@ def evaluate_students(
         module, distribution, seed=seed, step=0, students=students, purpose=Purpose.EVALUATION_WEIGHTS
     ).to(dtype)
     buffers = initial_buffers(module, len(students), dtype=dtype, device=test.device)
-    weights, buffers = train_students(
-        primitive(min(count, protocol.training.batch)),
-        weights,
-        buffers,
-        fetch,
-        count,
-        protocol.training,
-        seed=seed,
-        students=students,
-        purpose=Purpose.EVALUATION_MINIBATCH,
-        augment=protocol.augment(seed, students),
-        progress=progress,
-    )
+    with (progress or Silent()).stage(title, protocol.training.epochs) as advance:
+        weights, buffers = train_students(
+            primitive(min(count, protocol.training.batch)),
+            weights,
+            buffers,
+            fetch,
+            count,
+            protocol.training,
+            seed=seed,
+            students=students,
+            purpose=Purpose.EVALUATION_MINIBATCH,
+            augment=protocol.augment(seed, students),
+            progress=lambda epoch: advance(epoch, ""),
+        )
     tester = primitive(_TEST_BLOCK)
     correct = torch.zeros(len(students), dtype=torch.int64, device=test.device)
     for block in torch.arange(len(test), device=test.device).split(_TEST_BLOCK):
@@ -128,4 +139,56 @@ def evaluate_students(
         epochs=protocol.epochs,
         images=count,
         seconds=time.perf_counter() - begin,
+    )
+
+
+def evaluate_images(
+    module: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    test: ImageStore,
+    protocol: Protocol,
+    *,
+    students: int,
+    first_student: int = 0,
+    seed: int,
+    distribution: str = "default",
+    dtype: torch.dtype = torch.float32,
+    progress: Silent | None = None,
+    title: str = "testing",
+) -> Evaluation:
+    """Evaluates images by ``students`` fresh students for every run of them.
+
+    Args:
+        module: the architecture to evaluate.
+        images: ``[R, N, D, H, W]``, normalised; run ``r`` is seen by the students ``r·S`` to ``r·S + S - 1``.
+        labels: ``[N]``, the same in every run.
+        test: test images, with the normalisation of the training ones.
+        protocol: how students are trained.
+        students: ``S``.
+        first_student: added to the students' indices, to have others than those of another evaluation.
+        seed: of the draws.
+        distribution: weight distribution of the fresh students.
+        dtype: float32 or float64.
+        progress: what is said meanwhile.
+        title: of the stage that is said.
+
+    Raises:
+        ValueError: without students or test images.
+    """
+    runs = images.shape[0]
+    images = images.to(dtype)
+    own = images[0] if runs == 1 else images.repeat_interleave(max(students, 0), dim=0)
+    return evaluate_students(
+        module,
+        image_fetch(own, labels),
+        len(labels),
+        test,
+        protocol,
+        students=first_student + torch.arange(runs * max(students, 0), device=test.device),
+        seed=seed,
+        distribution=distribution,
+        dtype=dtype,
+        progress=progress,
+        title=title,
     )

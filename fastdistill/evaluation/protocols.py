@@ -17,7 +17,7 @@ from fastdistill.draws import Purpose
 from fastdistill.students.training import Training
 
 PROTOCOLS = ("dc", "dsa", "default")
-_DIGITS = ("digits", "mnist", "svhn")  # mirrored digits are other signs
+DIGITS = ("digits", "mnist", "svhn")  # mirrored digits are other signs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +29,33 @@ class Protocol:
         epochs: ``E`` as papers count it.
         training: what is run.
         augmentation: strategy of the augmentation, or ``none``.
+        align_corners: of DSA's sampling grid.
     """
 
     name: str
     epochs: int
     training: Training
     augmentation: str
+    align_corners: bool = True
 
     def with_epochs(self, epochs: int) -> Protocol:
-        """The same protocol over another number of epochs."""
+        """The same protocol over another number of epochs.
+
+        Raises:
+            ValueError: for no epochs.
+        """
+        if epochs < 1:
+            raise ValueError(f"expected at least one epoch, got {epochs}: raise epochs")
         return replace(self, epochs=epochs, training=_training(self.name, epochs))
 
-    def augment(self, seed: int, students: Tensor, *, align_corners: bool = True) -> Callable[..., Tensor] | None:
+    def augment(self, seed: int, students: Tensor) -> Callable[..., Tensor] | None:
         """The augmentation of ``[K, n, D, H, W]`` (or shared ``[n, D, H, W]``) images at a training step."""
         if self.augmentation == "none":
             return None
         if self.name == "dsa":
-            strategy = dsa.Strategy.parse(self.augmentation, align_corners=align_corners)
+            strategy = dsa.Strategy.parse(self.augmentation, align_corners=self.align_corners)
 
-            def siamese(images: Tensor, step: int) -> Tensor:
+            def per_image(images: Tensor, step: int) -> Tensor:
                 draw = dsa.draw_per_image(
                     strategy,
                     seed=seed,
@@ -58,7 +66,7 @@ class Protocol:
                 )
                 return dsa.augment(images, strategy, draw)
 
-            return siamese
+            return per_image
         operations = dc.parse_strategy(self.augmentation)
 
         def plain(images: Tensor, step: int) -> Tensor:
@@ -87,13 +95,15 @@ def _training(name: str, epochs: int) -> Training:
     )
 
 
-def protocol(name: str, *, dataset: str, norm: str) -> Protocol:
+def protocol(name: str, *, dataset: str, architecture: str, norm: str, align_corners: bool = True) -> Protocol:
     """The protocol of a name for a data set and the norm of the evaluated architecture.
 
     Args:
         name: ``dc``, ``dsa`` or ``default``.
         dataset: name of the data set, such as ``mnist``.
-        norm: norm of the student; batch-norm students get noise and crops in ``dc``.
+        architecture: of the evaluated student.
+        norm: of the evaluated student; a convnet with batch norm gets noise and crops in ``dc``.
+        align_corners: of DSA's sampling grid, as the images were distilled.
 
     Raises:
         ValueError: for an unknown name.
@@ -103,10 +113,16 @@ def protocol(name: str, *, dataset: str, norm: str) -> Protocol:
     epochs, augmentation = 300, "none"
     if name == "dsa":
         epochs = 1000
-        flip = "" if dataset in _DIGITS else "flip_"
+        flip = "" if dataset in DIGITS else "flip_"
         augmentation = f"color_crop_cutout_{flip}scale_rotate"
+    elif name == "dc" and architecture == "convnet" and norm == "batch":
+        epochs, augmentation = 1000, "crop_noise"
     elif name == "dc" and dataset == "mnist":
         epochs, augmentation = 1000, "crop_scale_rotate"
-    elif name == "dc" and norm == "batch":
-        epochs, augmentation = 1000, "crop_noise"
-    return Protocol(name=name, epochs=epochs, training=_training(name, epochs), augmentation=augmentation)
+    return Protocol(
+        name=name,
+        epochs=epochs,
+        training=_training(name, epochs),
+        augmentation=augmentation,
+        align_corners=align_corners,
+    )

@@ -72,8 +72,8 @@ def save_checkpoint(
         elapsed_s: wall-clock time of the run so far.
     """
     target = folder / f"step-{state.step:06d}"
-    if target.exists():
-        return target
+    if target.exists():  # what stands there did not verify, or the run would have gone on from it
+        shutil.rmtree(target)
     temporary = folder / f"{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -95,16 +95,18 @@ def save_checkpoint(
     sync_folder(temporary)
     temporary.rename(target)
     sync_folder(folder)
-    for old in sorted(folder.glob("step-*[0-9]"))[:-_KEPT]:
+    for old in _folders(folder)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint that verifies, on the CPU; None where there is none."""
-    for path in sorted(folder.glob("step-*[0-9]"), reverse=True):
+    for path in reversed(_folders(folder)):
         try:
             manifest = json.loads((path / "manifest.json").read_text())
+            if manifest["schema"] != _SCHEMA:
+                raise ValueError(f"its schema is {manifest['schema']}, not {_SCHEMA}")
             content = (path / "state.safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() != manifest["files"]["state.safetensors"]["sha256"]:
                 raise ValueError("its sha256 is not the manifest's")
@@ -112,6 +114,11 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         except (OSError, ValueError, KeyError, TypeError) as error:
             _log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
     return None
+
+
+def _folders(folder: Path) -> list[Path]:
+    """The finished step folders, by step."""
+    return sorted(folder.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _restore(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Checkpoint:
@@ -125,7 +132,7 @@ def _restore(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Checkpoint
         )
     best = None
     if manifest["best"] is not None:
-        best = Best(images=tensors["best.images"], **manifest["best"])
+        best = Best(images=tensors["best.images"], **{name: tuple(values) for name, values in manifest["best"].items()})
     return Checkpoint(
         state=State(step=manifest["step"], images=tensors["images"], velocity=tensors["velocity"], students=students),
         best=best,

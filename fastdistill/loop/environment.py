@@ -47,8 +47,11 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory in MB (10^6 bytes): of the allocator on CUDA, of the whole process on the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * (1 if sys.platform == "darwin" else 1024) / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would report the parent's peak where that was higher
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _version(package: str) -> str:
@@ -68,11 +71,16 @@ def _cpu_name() -> str:
 
 
 def _commit() -> str:
-    """The commit of the source tree, where the package runs from a git checkout."""
+    """The commit of the source tree, marked where it is changed; only if the package runs from a git checkout."""
+    here = Path(__file__)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here.parent), *words]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5)
+        return found.stdout.strip()
+
     try:
-        found = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5
-        )
+        # an installed package may lie inside somebody else's repository
+        return (git("ls-files", here.name) and git("describe", "--always", "--dirty", "--abbrev=40")) or "unknown"
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
-    return found.stdout.strip() or "unknown"

@@ -19,6 +19,9 @@ class Method(Protocol):
     def fresh(self, step: int) -> Students:
         """Students that begin at a step."""
 
+    def prepare(self, students: Students, step: int) -> Students:
+        """The students as they are matched at a step, such as with statistics of real images."""
+
     def gradient(self, images: Tensor, students: Students, step: int) -> tuple[Tensor, Tensor]:
         """Gradient in the images ``[R, C, M, D, H, W]`` and loss of every student ``[K]``."""
 
@@ -54,21 +57,34 @@ class State:
 
 @dataclass(frozen=True, kw_only=True)
 class Best:
-    """The images that validation accuracy has selected so far.
+    """The images that validation accuracy has selected so far, for every run by itself.
 
     Attributes:
         images: ``φ [R, C, M, D, H, W]``.
-        accuracy: their mean validation accuracy.
-        step: outer steps done when they were selected.
+        accuracy: their mean validation accuracies, ``R`` values.
+        step: outer steps done when they were selected, ``R`` values.
     """
 
     images: Tensor
-    accuracy: float
-    step: int
+    accuracy: tuple[float, ...]
+    step: tuple[int, ...]
 
     def to(self, device: torch.device) -> Best:
         """The same selection on a device."""
         return replace(self, images=self.images.to(device))
+
+    @classmethod
+    def choose(cls, before: Best | None, state: State, accuracy: tuple[float, ...]) -> Best:
+        """What is best after a selection at ``state`` that found these accuracies, ``R`` values."""
+        if before is None:
+            return cls(images=state.images, accuracy=accuracy, step=(state.step,) * len(accuracy))
+        better = [new > old for new, old in zip(accuracy, before.accuracy, strict=True)]
+        mask = torch.tensor(better, device=state.images.device).view(-1, *[1] * (state.images.ndim - 1))
+        return cls(
+            images=torch.where(mask, state.images, before.images),
+            accuracy=tuple(map(max, accuracy, before.accuracy)),
+            step=tuple(state.step if wins else old for wins, old in zip(better, before.step, strict=True)),
+        )
 
 
 def outer_step(
@@ -79,7 +95,7 @@ def outer_step(
     Returns:
         The new state, and device scalars ``outer/loss``, ``outer/loss_std`` (over students) and ``outer/grad_norm``.
     """
-    students = state.students or method.fresh(state.step)
+    students = method.prepare(state.students or method.fresh(state.step), state.step)
     gradient, loss = method.gradient(state.images, students, state.step)
     velocity = momentum * state.velocity + gradient
     images = state.images - learning_rate * velocity

@@ -28,6 +28,7 @@ class Plan:
         real: batching of real gradients.
         synthetic: batching of synthetic gradients and second-order products.
         training: batching of the students' own training.
+        tf32: CUDA convolutions may round their inputs to TF32.
         torch_version: bits are promised within one version only.
     """
 
@@ -38,6 +39,7 @@ class Plan:
     real: Batching
     synthetic: Batching
     training: Batching
+    tf32: bool
     torch_version: str
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,5 +100,6 @@ def make_plan(config: RunConfig, shape: tuple[int, int, int], num_classes: int) 
         real=choose_batching(cost, device, students=chunk, groups=groups, images=pooled * config.method.real_batch),
         synthetic=choose_batching(cost, device, students=chunk, groups=groups, images=pooled * config.ipc),
         training=choose_batching(cost, device, students=students, groups=1, images=train_images),
+        tf32=torch.backends.cudnn.allow_tf32,
         torch_version=torch.__version__,
     )

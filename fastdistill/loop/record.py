@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdistill.config import RunConfig
@@ -76,12 +77,14 @@ class Recorder:
         self._metrics = MetricsLog(folder / "metrics.jsonl", state.step)
         self._begin = time.perf_counter() - elapsed_s
         self._tick, self._ticked = time.perf_counter(), state.step
+        self._remark = ""
 
     def after_step(self, state: State, values: Mapping[str, Tensor], *, last: bool, advance: Advance) -> None:
         """Logs, selects, pictures and saves as often as the configuration says, and at the last step of this start."""
         config, step = self._config, state.step
         if step % config.log_every == 0 or last:
-            advance(step, f"loss {self._log(step, values):.4f}")
+            self._remark = f"loss {self._log(step, values):.4f}"
+        advance(step, self._remark)
         every = config.evaluation.validation_every
         if every and (step % every == 0 or step == config.method.steps):
             self._select(state)
@@ -101,7 +104,7 @@ class Recorder:
         """The selected images; the very same tensor as the last ones where those were selected."""
         if self._best is None:
             return None
-        return state.images if self._best.step == state.step else self._best.images
+        return state.images if set(self._best.step) == {state.step} else self._best.images
 
     def finish(self, state: State) -> Result:
         """Writes the artefacts, the results without arms, and the report."""
@@ -161,11 +164,13 @@ class Recorder:
         score = self._judge.validate(state.images)
         values = {"validation/acc_mean": score.mean, "validation/acc_std": score.std}
         self._metrics.write(state.step, self._elapsed(), values)
-        if self._best is None or score.mean > self._best.accuracy:
-            self._best = Best(images=state.images, accuracy=score.mean, step=state.step)
+        per_run = torch.tensor(score.per_student).view(self._config.runs, -1).mean(1)
+        self._best = Best.choose(self._best, state, tuple(per_run.tolist()))
         self._tick, self._ticked = time.perf_counter(), state.step  # a selection is no part of a step's time
 
     def _picture(self, name: str, distilled: Distilled) -> None:
         from fastdistill.report.figures import save_image_grid
 
-        save_image_grid(self._folder / name, distilled.pixels(), distilled.labels, class_names=distilled.class_names)
+        low, high = distilled.pixel_range
+        shown = (distilled.pixels() - low) / max(high - low, 1e-12)
+        save_image_grid(self._folder / name, shown, distilled.labels, class_names=distilled.class_names)

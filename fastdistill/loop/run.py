@@ -20,21 +20,28 @@ from fastdistill.files import write_whole
 from fastdistill.loop.checkpoint import load_checkpoint
 from fastdistill.loop.environment import describe_environment, peak_memory_mb
 from fastdistill.loop.outer import outer_steps
-from fastdistill.loop.plan import make_plan, resolve_device
+from fastdistill.loop.plan import Plan, make_plan, resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE, Recorder, Result
 from fastdistill.loop.setup import as_distilled, initial_state, make_method
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load
 
-# settings that change where a run is written and what it says, but no bit of its result
-_PRESENTATION = ("output", "log_every", "picture_every", "checkpoint_every")
+# settings that change where a run is read from and written to and what it says, but no bit of its result
+_PRESENTATION = ("output", "log_every", "picture_every", "checkpoint_every", "data.root", "data.download")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """A short hash of everything in a configuration (as plain values) that decides the result."""
-    values = {name: value for name, value in config.items() if name not in _PRESENTATION}
-    values["data"] = {name: value for name, value in values["data"].items() if name not in ("root", "download")}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_decisive(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide the result, by dotted name."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        entries = {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= {key: inner for key, inner in entries.items() if key not in _PRESENTATION}
+    return flat
 
 
 def run(
@@ -62,7 +69,7 @@ def run(
     """
     progress = progress or Silent()
     folder = Path(config.output) / config.name
-    _claim(folder, config)
+    _refuse_another(folder, config)
     digest = config_hash(config.as_dict())
     if judge and (finished := _finished(folder)) is not None:
         progress.say(f"{config.name} is finished already; fastdistill evaluate judges it again")
@@ -72,16 +79,20 @@ def run(
     )
     loaded = load_checkpoint(folder / "checkpoints")
     plan = loaded.plan if loaded else make_plan(config, data.train.shape, data.train.num_classes)
-    device = resolve_device(plan.device)
+    device = _device_of(plan, resumed=loaded is not None)
     torch.set_num_threads(plan.threads)
-    write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=1).encode())
+    torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     train, validation = data.train.subset(kept).to(device), data.train.subset(held_out).to(device)
     state, best, elapsed = initial_state(config, plan, train), None, 0.0
     if loaded:
         state, best, elapsed = loaded.state.to(device), loaded.best and loaded.best.to(device), loaded.elapsed_s
         progress.say(f"continuing {config.name} at step {state.step}")
+    method = make_method(config, plan, train)
     judging = Judge(config, train, validation, data.test.to(device), plan.torch_dtype)
+    # only now, so that settings which do not work out leave no folder that refuses their correction
+    write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
+    write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=1).encode())
     recorder = Recorder(
         config,
         folder,
@@ -96,7 +107,7 @@ def run(
     steps = config.method.steps
     end = steps if stop_after is None else min(steps, stop_after)
     with progress.stage("distilling", steps, state.step) as advance:
-        for following, values in outer_steps(make_method(config, plan, train), state, config.method, end):
+        for following, values in outer_steps(method, state, config.method, end):
             state = following
             recorder.after_step(state, values, last=state.step == end, advance=advance)
     if state.step < steps:
@@ -122,18 +133,26 @@ def _finished(folder: Path) -> Result | None:
     )
 
 
-def _claim(folder: Path, config: RunConfig) -> None:
-    """Takes a new run folder, or checks that an old one belongs to the same run."""
+def _device_of(plan: Plan, *, resumed: bool) -> torch.device:
+    """The plan's device; a run goes on where it began, since another device gives other bits."""
+    if resumed and plan.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "expected the CUDA device that this run began on, found none: go on where there is one, or start again "
+            "under another --name"
+        )
+    return resolve_device(plan.device)
+
+
+def _refuse_another(folder: Path, config: RunConfig) -> None:
+    """Refuses a run folder that holds another run."""
     path = folder / "config.yaml"
-    now = config.as_dict()
-    if path.exists():
-        old = yaml.safe_load(path.read_text())
-        if not isinstance(old, dict) or "data" not in old or config_hash(old) != config_hash(now):
-            before = old if isinstance(old, dict) else {}
-            changed = [name for name, value in now.items() if before.get(name) != value and name not in _PRESENTATION]
-            raise ValueError(
-                f"expected {folder} to hold this run or nothing, got a run that differs in "
-                f"{', '.join(changed) or 'its settings'}: choose another --name, or remove the folder"
-            )
+    if not path.exists():
         return
-    write_whole(path, yaml.safe_dump(now, sort_keys=False).encode())
+    old, now = yaml.safe_load(path.read_text()), _decisive(config.as_dict())
+    before = _decisive(old) if isinstance(old, dict) else {}
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise ValueError(
+            f"expected {folder} to hold this run or nothing, got a run that differs in {', '.join(changed)}: choose "
+            "another --name, or remove the folder"
+        )

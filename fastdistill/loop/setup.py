@@ -21,7 +21,7 @@ from fastdistill.synthetic.pixels import initial_pixels
 def initial_state(config: RunConfig, plan: Plan, train: ImageStore) -> State:
     """The state before the first step."""
     images = initial_pixels(
-        train, config.method.images, ipc=config.ipc, runs=config.runs, seed=config.seed, dtype=plan.torch_dtype
+        train, config.method.start, ipc=config.ipc, runs=config.runs, seed=config.seed, dtype=plan.torch_dtype
     )
     return State(step=0, images=images, velocity=torch.zeros_like(images))
 
@@ -64,6 +64,9 @@ def as_distilled(config: RunConfig, images: Tensor, train: ImageStore, dataset: 
         normalization=train.normalization.to("cpu"),
         dataset=dataset,
         augmentation=config.method.augmentation,
+        align_corners=config.method.align_corners,
+        unit=train.unit,
+        pixel_range=train.pixel_range,
         config_hash=digest,
         details={"name": config.name, "steps": str(config.method.steps)},
     )

@@ -150,14 +150,26 @@ class GradientMatching:
 
     def fresh(self, step: int) -> Students:
         """The students that begin at a step."""
-        students = self._ensemble.draw(step, self._indices)
+        return self._ensemble.draw(step, self._indices)
+
+    def prepare(self, students: Students, step: int) -> Students:
+        """Shows batch-norm students 16 real images per class, which updates their statistics; others are unchanged.
+
+        Done before every match, since training on the synthetic images has moved the statistics to those.
+        """
         if not students.buffers:
             return students
-        batch = self._sample(Purpose.NORM_STATISTICS, step, students.indices, _NORM_BATCH).pooled()
-        seen = self._primitives.training.value_and_gradient(
-            students.weights, students.buffers, batch.images, batch.labels, training=True
-        )
-        return Students(indices=students.indices, weights=students.weights, buffers=seen.buffers)
+        seen: list[dict[str, Tensor]] = []
+        for start in range(0, len(students.indices), self._chunk):
+            part = students.some(slice(start, start + self._chunk))
+            batch = self._sample(Purpose.NORM_STATISTICS, step, part.indices, _NORM_BATCH).pooled()
+            seen.append(
+                self._primitives.training.value_and_gradient(
+                    part.weights, part.buffers, batch.images, batch.labels, training=True
+                ).buffers
+            )
+        buffers = {name: torch.cat([part[name] for part in seen]) for name in students.buffers}
+        return Students(indices=students.indices, weights=students.weights, buffers=buffers)
 
     def gradient(self, images: Tensor, students: Students, step: int) -> tuple[Tensor, Tensor]:
         """Gradient of every run's mean matching loss in its images.

@@ -69,14 +69,25 @@ class Ensemble:
     def draw(self, step: int, indices: Tensor, purpose: Purpose = Purpose.WEIGHTS) -> Students:
         """New students of an outer step, on the device of ``indices``; ``fixed`` ones are those of step 0."""
         if self._pool is not None:
-            weights = draw_pretrained(self._pool, seed=self._seed, step=step, students=indices)
+            # the first draw moves the pool to its device, for later ones this is no copy
+            self._pool = _pool_to(self._pool, indices.device, self._dtype)
+            weights, buffers = draw_pretrained(*self._pool, seed=self._seed, step=step, students=indices)
         else:
             born = 0 if self._config.initialization == "fixed" else step
             weights = initial_weights(
                 self.module, self._config.weights, seed=self._seed, step=born, students=indices, purpose=purpose
             )
-        buffers = initial_buffers(self.module, len(indices), dtype=self._dtype, device=indices.device)
+            buffers = initial_buffers(self.module, len(indices), dtype=self._dtype, device=indices.device)
         return Students(indices=indices, weights=weights.to(self._dtype), buffers=buffers)
+
+
+def _pool_to(
+    pool: tuple[Tensor, dict[str, Tensor]], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, dict[str, Tensor]]:
+    weights, buffers = pool
+    return weights.to(device, dtype), {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in buffers.items()
+    }
 
 
 def student_module(config: StudentConfig, shape: tuple[int, int, int], num_classes: int) -> nn.Module:

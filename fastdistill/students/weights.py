@@ -134,36 +134,49 @@ def initial_buffers(module: nn.Module, count: int, *, dtype: torch.dtype, device
     return buffers
 
 
-def load_pretrained(folder: Path, module: nn.Module) -> Tensor:
-    """Reads a folder of pretrained weights, one ``.safetensors`` file of named tensors a network.
+def load_pretrained(folder: Path, module: nn.Module) -> tuple[Tensor, dict[str, Tensor]]:
+    """Reads a folder of pretrained networks, one ``.safetensors`` file of named parameters and buffers each.
 
     Returns:
-        float32 ``[files, P]``, files sorted by name.
+        Weights ``[files, P]`` and buffers, name to ``[files, ...]``, floats in float32; files sorted by name.
 
     Raises:
         ValueError: for an empty folder, or a file whose names or shapes are not the architecture's.
     """
-    layout = Layout.of(module)
+    layout, fresh = Layout.of(module), dict(module.named_buffers())
+    shapes = {**layout.shapes, **{name: tuple(buffer.shape) for name, buffer in fresh.items()}}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ValueError(
             f"expected .safetensors files of weights in {folder}, found none: put one file a network there"
         )
-    rows = []
+    rows: list[Tensor] = []
+    states: dict[str, list[Tensor]] = {name: [] for name in fresh}
     for file in files:
         tensors = load_file(file)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        wrong = [name for name in layout.shapes if found.get(name) != layout.shapes[name]]
+        if unknown := sorted(set(found) - set(shapes)):
+            raise ValueError(
+                f"expected only the architecture's names in {file}, got {unknown[0]}: pretrain the same architecture"
+            )
+        wrong = [name for name in shapes if found.get(name) != shapes[name]]
         if wrong:
             raise ValueError(
-                f"expected {wrong[0]} of shape {layout.shapes[wrong[0]]} in {file}, got "
+                f"expected {wrong[0]} of shape {shapes[wrong[0]]} in {file}, got "
                 f"{found.get(wrong[0], 'nothing')}: pretrain the same architecture"
             )
         rows.append(layout.flatten({name: tensors[name].to(torch.float32) for name in layout.shapes}))
-    return torch.stack(rows)
+        for name, buffer in fresh.items():
+            states[name].append(tensors[name].to(torch.float32 if buffer.is_floating_point() else buffer.dtype))
+    return torch.stack(rows), {name: torch.stack(tensors) for name, tensors in states.items()}
 
 
-def draw_pretrained(pool: Tensor, *, seed: int, step: int, students: Tensor) -> Tensor:
-    """Draws each student's weights ``[K, P]`` from a pool ``[files, P]``, uniformly and keyed by student."""
-    picks = uniform(seed, Purpose.PRETRAINED, step, students, 1)[:, 0]
-    return pool.to(students.device)[(picks * pool.shape[0]).long()]
+def draw_pretrained(
+    weights: Tensor, buffers: dict[str, Tensor], *, seed: int, step: int, students: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Draws a network for each student, uniformly and keyed by student, from a pool on the device of ``students``.
+
+    Weights ``[files, P]`` become ``[K, P]``, buffers ``[files, ...]`` those of the same file ``[K, ...]``.
+    """
+    picks = (uniform(seed, Purpose.PRETRAINED, step, students, 1)[:, 0] * weights.shape[0]).long()
+    return weights[picks], {name: tensor[picks] for name, tensor in buffers.items()}

@@ -73,6 +73,26 @@ def test_a_test_class_without_training_images_is_refused(tmp_path: Path) -> None
         read_folder(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_folder_is_the_test_side_unless_there_is_one(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "train" / "a" / "1.png", 10)
+    write(tmp_path / name / "a" / "1.png", 20)
+    for test_value in (20, 30):
+        raw = read_folder(tmp_path)
+        assert raw.class_names == ("a",)
+        assert raw.test is not None
+        assert [np.unique(side[0]).tolist() for side in (raw.train, raw.test)] == [[10], [test_value]]
+        write(tmp_path / "test" / "a" / "1.png", 30)
+
+
+@pytest.mark.parametrize("names", [("one", "two"), ("train",), ("train", "holdout")])
+def test_classes_one_level_too_deep_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write(tmp_path / name / "a" / "1.png", 10)
+    with pytest.raises(ValueError, match=r"directly in the class folders of .*, got only sub-folders in all of them"):
+        read_folder(tmp_path)
+
+
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"at .*nowhere, found none"):
         read_folder(tmp_path / "nowhere")

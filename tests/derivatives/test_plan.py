@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
 from fastdistill.students.architectures import build_student
@@ -17,6 +18,13 @@ def test_the_cost_of_an_image_is_counted_by_hand():
     assert cost.flops == 2 * macs
     assert cost.largest == 32 * 32 * 16
     assert cost.activations > 3 * cost.largest
+
+
+def test_counting_leaves_the_module_alone():
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())  # a 1x1 map: training would be refused
+    assert forward_cost(module, (1, 3, 3)).flops == 2 * 4 * 9
+    assert module[0].weight.device.type == "cpu"
+    assert module.training
 
 
 def test_small_pairs_share_a_program_and_large_ones_loop_in_pieces():

@@ -8,7 +8,7 @@ from bench.naive.evaluation import train_and_test
 from fastdistill.data.arrays import from_arrays
 from fastdistill.derivatives.layout import Layout
 from fastdistill.draws import Purpose
-from fastdistill.evaluation.evaluate import Evaluation, evaluate_students, store_fetch
+from fastdistill.evaluation.evaluate import Evaluation, evaluate_images, evaluate_students, store_fetch
 from fastdistill.evaluation.protocols import protocol
 from fastdistill.students.architectures import build_student
 from fastdistill.students.training import image_fetch
@@ -31,7 +31,7 @@ def test_students_at_once_equal_the_textbook_one_by_one(epochs, students):
     module = build_student("convnet", channels=1, height=8, width=8, num_classes=CLASSES, net_width=6, depth=2)
     train, test = store(9, 0), store(60, 1)
     images = train.batch(torch.arange(9), torch.float64)
-    chosen = protocol("dc", dataset="cifar10", norm="instance").with_epochs(epochs)
+    chosen = protocol("dc", dataset="cifar10", architecture="convnet", norm="instance").with_epochs(epochs)
     indices = torch.arange(students)
     found = evaluate_students(
         module,
@@ -65,8 +65,7 @@ def test_students_at_once_equal_the_textbook_one_by_one(epochs, students):
 def test_students_learn_and_the_summary_is_right():
     module = build_student("convnet", channels=1, height=8, width=8, num_classes=CLASSES, net_width=6, depth=2)
     train, test = store(90, 0), store(60, 1)
-    chosen = protocol("default", dataset="own", norm="instance").with_epochs(60)
-    seen = []
+    chosen = protocol("default", dataset="own", architecture="convnet", norm="instance").with_epochs(60)
     found = evaluate_students(
         module,
         store_fetch(train, torch.float32),
@@ -75,17 +74,29 @@ def test_students_learn_and_the_summary_is_right():
         chosen,
         students=torch.arange(4),
         seed=0,
-        progress=seen.append,
     )
     assert found.mean > 0.6
     assert found.mean == pytest.approx(sum(found.per_student) / 4)
     assert found.std == pytest.approx(torch.tensor(found.per_student).std(correction=0).item(), abs=1e-6)
     assert found.images == 90
-    assert seen == list(range(1, 61))
     again = evaluate_students(
         module, store_fetch(train, torch.float32), len(train), test, chosen, students=torch.arange(4), seed=0
     )
     assert again.per_student == found.per_student
+
+
+def test_runs_have_students_of_their_own():
+    module = build_student("convnet", channels=1, height=8, width=8, num_classes=CLASSES, net_width=6, depth=2)
+    train, test = store(9, 0), store(60, 1)
+    images = torch.stack([train.batch(torch.arange(9)), train.batch(torch.arange(9)).flip(-1)])
+    chosen = protocol("default", dataset="own", architecture="convnet", norm="instance").with_epochs(20)
+    options = {"module": module, "labels": train.labels, "test": test, "protocol": chosen, "seed": 0}
+    together = evaluate_images(images=images, students=3, **options).per_student
+    second = evaluate_images(images=images[1:], students=3, first_student=3, **options).per_student
+    assert together[3:] == second
+    assert evaluate_images(images=images[:1], students=3, **options).per_student == together[:3]
+    with pytest.raises(ValueError, match="expected at least one student"):
+        evaluate_images(images=images, students=0, **options)
 
 
 def test_an_evaluation_reads_well():

@@ -4,23 +4,31 @@ import torch
 from bench.naive.evaluation import decay_epoch
 from fastdistill.evaluation.protocols import PROTOCOLS, protocol
 
+
+def make(name, dataset="mnist", **options):
+    return protocol(name, dataset=dataset, architecture="convnet", norm="instance", **options)
+
+
 PARITY = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "batch": 256}
 
 
 @pytest.mark.parametrize(
-    ("name", "dataset", "norm", "epochs", "augmentation"),
+    ("name", "dataset", "architecture", "norm", "epochs", "augmentation"),
     [
-        ("dc", "cifar10", "instance", 300, "none"),
-        ("dc", "mnist", "instance", 1000, "crop_scale_rotate"),
-        ("dc", "cifar10", "batch", 1000, "crop_noise"),
-        ("dsa", "cifar10", "instance", 1000, "color_crop_cutout_flip_scale_rotate"),
-        ("dsa", "mnist", "instance", 1000, "color_crop_cutout_scale_rotate"),
-        ("dsa", "svhn", "instance", 1000, "color_crop_cutout_scale_rotate"),
-        ("default", "mnist", "instance", 300, "none"),
+        ("dc", "cifar10", "convnet", "instance", 300, "none"),
+        ("dc", "mnist", "convnet", "instance", 1000, "crop_scale_rotate"),
+        ("dc", "mnist", "lenet", "batch", 1000, "crop_scale_rotate"),
+        ("dc", "cifar10", "convnet", "batch", 1000, "crop_noise"),
+        ("dc", "mnist", "convnet", "batch", 1000, "crop_noise"),
+        ("dc", "cifar10", "resnet18", "batch", 300, "none"),
+        ("dsa", "cifar10", "convnet", "instance", 1000, "color_crop_cutout_flip_scale_rotate"),
+        ("dsa", "mnist", "convnet", "instance", 1000, "color_crop_cutout_scale_rotate"),
+        ("dsa", "svhn", "convnet", "instance", 1000, "color_crop_cutout_scale_rotate"),
+        ("default", "mnist", "convnet", "instance", 300, "none"),
     ],
 )
-def test_protocols_are_those_of_the_papers(name, dataset, norm, epochs, augmentation):
-    found = protocol(name, dataset=dataset, norm=norm)
+def test_protocols_are_those_of_the_papers(name, dataset, architecture, norm, epochs, augmentation):
+    found = protocol(name, dataset=dataset, architecture=architecture, norm=norm)
     assert (found.name, found.epochs, found.augmentation) == (name, epochs, augmentation)
     for field, value in PARITY.items():
         assert getattr(found.training, field) == value
@@ -28,7 +36,7 @@ def test_protocols_are_those_of_the_papers(name, dataset, norm, epochs, augmenta
 
 @pytest.mark.parametrize("epochs", [1, 7, 300, 1000])
 def test_the_published_schedule_is_repeated_with_its_quirks(epochs):
-    training = protocol("dc", dataset="cifar10", norm="instance").with_epochs(epochs).training
+    training = make("dc", "cifar10").with_epochs(epochs).training
     assert training.epochs == epochs + 1
     assert training.restart
     assert training.decay_epoch == decay_epoch(epochs) + 1  # the textbook names the last epoch at the full rate
@@ -37,7 +45,7 @@ def test_the_published_schedule_is_repeated_with_its_quirks(epochs):
 
 
 def test_our_own_protocol_has_no_quirks():
-    training = protocol("default", dataset="mnist", norm="instance").training
+    training = make("default", "mnist").training
     assert training.epochs == 300
     assert not training.restart
     assert training.rate(0) == 0.01
@@ -47,9 +55,9 @@ def test_our_own_protocol_has_no_quirks():
 def test_augmentations_follow_the_protocol():
     students = torch.arange(3)
     images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    assert protocol("default", dataset="mnist", norm="instance").augment(0, students) is None
+    assert make("default", "mnist").augment(0, students) is None
     for name in ("dc", "dsa"):
-        augment = protocol(name, dataset="mnist", norm="instance").augment(0, students)
+        augment = make(name, "mnist").augment(0, students)
         found = augment(images, 4)
         assert found.shape == (3, 5, 1, 28, 28)
         assert torch.equal(found, augment(images, 4))
@@ -57,7 +65,18 @@ def test_augmentations_follow_the_protocol():
         assert not torch.equal(found[0], found[1])
 
 
+def test_scale_and_rotate_sample_as_the_images_were_distilled():
+    images = torch.randn(5, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = [make("dsa", align_corners=align).augment(0, torch.arange(20))(images, 0) for align in (True, False)]
+    assert not torch.equal(*found)
+
+
+def test_no_epochs_are_refused():
+    with pytest.raises(ValueError, match="expected at least one epoch, got 0"):
+        make("dc").with_epochs(0)
+
+
 def test_unknown_protocols_are_named():
     with pytest.raises(ValueError, match="expected a protocol among dc, dsa, default, got 'mtt'"):
-        protocol("mtt", dataset="mnist", norm="instance")
+        make("mtt", "mnist")
     assert PROTOCOLS == ("dc", "dsa", "default")

@@ -18,6 +18,7 @@ PLAN = Plan(
     real=Batching(path=Path.LOOP, piece=8, students=1),
     synthetic=BATCHING,
     training=BATCHING,
+    tf32=True,
     torch_version="2.13.0",
 )
 
@@ -39,12 +40,12 @@ def save(folder, step, best=None, **options):
 @pytest.mark.parametrize("students", [True, False])
 def test_everything_comes_back(tmp_path, students):
     saved = state(7, students=students)
-    best = Best(images=saved.images, accuracy=0.25, step=7)  # the same tensor as the last images
+    best = Best(images=saved.images, accuracy=(0.25,), step=(7,))  # the same tensor as the last images
     save(tmp_path, 7, best, students=students)
     found = load_checkpoint(tmp_path)
     assert found.plan == PLAN
     assert found.elapsed_s == 1.5
-    assert (found.state.step, found.best.step, found.best.accuracy) == (7, 7, 0.25)
+    assert (found.state.step, found.best.step, found.best.accuracy) == (7, (7,), (0.25,))
     assert torch.equal(found.state.images, saved.images)
     assert torch.equal(found.state.velocity, saved.velocity)
     assert torch.equal(found.best.images, best.images)
@@ -79,6 +80,21 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, name
     with caplog.at_level(logging.WARNING):
         assert load_checkpoint(tmp_path).state.step == 1
     assert "step-000002 is damaged" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "manifest.json").write_text("{}")
+    save(tmp_path, 2)
+    assert load_checkpoint(tmp_path).state.step == 2
+
+
+def test_steps_are_compared_as_numbers(tmp_path):
+    save(tmp_path, 999_999)
+    save(tmp_path, 1_000_000)
+    save(tmp_path, 1_000_001)
+    assert load_checkpoint(tmp_path).state.step == 1_000_001
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_there_may_be_none(tmp_path):

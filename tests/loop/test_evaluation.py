@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
+import torch
 
-from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
 from fastdistill.loop.evaluation import evaluate_run
 from fastdistill.loop.run import run
 from fastdistill.synthetic.distilled import load
@@ -29,6 +31,7 @@ def test_a_run_is_judged_by_other_students(folder):
     assert len(evaluation.per_student) == 3 * load(folder).runs
     assert (line["architecture"], line["protocol"], line["epochs"]) == ("mlp", "dc", 5)
     written = [json.loads(text) for text in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert written[-1]["images"] == "distilled.safetensors"
     assert written[-1]["per_student"] == list(evaluation.per_student)
     again, _ = evaluate_run(folder, student={"architecture": "mlp"}, students=3, protocol="dc", epochs=5, device="cpu")
     assert again.per_student == evaluation.per_student
@@ -40,9 +43,38 @@ def test_the_runs_own_student_and_protocol_are_the_default(folder):
     assert evaluation.protocol == "default"
 
 
+@pytest.mark.parametrize(("architecture", "protocol"), [("lenet", "default"), ("convnet", "dsa"), ("alexnet", "dc")])
+def test_any_architecture_and_protocol(architecture, protocol, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (30, 16, 16), generator=generator, dtype=torch.uint8).numpy()
+    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(30) % 3)
+    config = RunConfig(
+        name="run",
+        output=str(tmp_path),
+        data=DataConfig(source=f"npz:{tmp_path / 'own.npz'}", validation_fraction=0.0),
+        student=StudentConfig(width=4, depth=2),
+        method=matching_recipe("dsa", 1, steps=1, real_batch=4),
+        device="cpu",
+    )
+    folder = run(config, judge=False).folder
+    (tmp_path / "own.npz").rename(tmp_path / "moved.npz")
+    evaluation, line = evaluate_run(
+        folder / "distilled.safetensors",
+        student={"architecture": architecture},
+        students=2,
+        protocol=protocol,
+        epochs=2,
+        source=f"npz:{tmp_path / 'moved.npz'}",
+        device="cpu",
+    )
+    assert (line["architecture"], evaluation.protocol, len(evaluation.per_student)) == (architecture, protocol, 2)
+
+
 def test_what_does_not_exist_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="expected a run folder or a distilled"):
         evaluate_run(tmp_path, student={})
+    with pytest.raises(ValueError, match="selected none: use last"):
+        evaluate_run(folder, student={}, images="best")
     with pytest.raises(ValueError, match="expected images among last, best"):
         evaluate_run(folder, student={}, images="first")
     with pytest.raises(ValueError, match="at least one student"):

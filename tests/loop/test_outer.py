@@ -1,7 +1,7 @@
 import torch
 
 from fastdistill.config import MatchingConfig
-from fastdistill.loop.outer import State, outer_steps
+from fastdistill.loop.outer import Best, State, outer_steps
 from fastdistill.students.ensemble import Students
 
 
@@ -14,6 +14,9 @@ class Quadratic:
     def fresh(self, step):
         self.calls.append(("fresh", step))
         return Students(indices=torch.arange(2), weights=torch.zeros(2, 1), buffers={})
+
+    def prepare(self, students, step):
+        return students
 
     def gradient(self, images, students, step):
         self.calls.append(("gradient", step, float(students.weights[0, 0])))
@@ -43,6 +46,18 @@ def test_images_move_by_sgd_with_momentum():
         loss.backward()
         optimizer.step()
         assert torch.allclose(found.images, expected, rtol=1e-12)
+
+
+def test_the_best_images_are_chosen_for_every_run_by_itself():
+    def at(step):
+        images = torch.full((3, 1, 1, 1, 2, 2), float(step))
+        return State(step=step, images=images, velocity=images)
+
+    best = Best.choose(None, at(1), (0.5, 0.5, 0.5))
+    best = Best.choose(best, at(2), (0.6, 0.4, 0.5))
+    assert best.accuracy == (0.6, 0.5, 0.5)
+    assert best.step == (2, 1, 1)
+    assert best.images[:, 0, 0, 0, 0, 0].tolist() == [2.0, 1.0, 1.0]
 
 
 def test_students_live_for_the_outer_loop():

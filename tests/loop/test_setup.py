@@ -21,7 +21,7 @@ def prepare(**recipe):
 
 
 def test_the_first_state_and_the_artefact_fit_the_configuration():
-    config, train, plan = prepare(images="real")
+    config, train, plan = prepare(start="real")
     state = initial_state(config, plan, train)
     assert state.images.shape == (2, 10, 2, 1, 8, 8)
     assert state.velocity.eq(0).all()

@@ -218,11 +218,30 @@ def plan_layout(config, data):
     return Layout.of(student_module(config.student, data.shape, data.num_classes))
 
 
-def test_batch_norm_statistics_are_set_once_and_frozen_for_the_match(device):
+def test_batch_norm_statistics_are_those_of_real_images_before_every_match(device):
+    """Recipe step 1: one train-mode forward pass on 16 real images per class, at every update of the images."""
+    config = MatchingConfig(real_batch=REAL, outer_loop=3, inner_loop=2)
+    method, sample, layout = make(config, students=3, chunk=2, device=device, norm="batch")
+    students, synthetic = method.fresh(0), images(1, CLASSES, 1, seed=7, device=device)
+    for step in (0, 1):
+        prepared = method.prepare(students, step)
+        for k in range(3):
+            network = student_module(StudentConfig(width=8, depth=2, norm="batch"), SHAPE, CLASSES)
+            network = network.to_empty(device=device).double()
+            state = {name: tensor[k] for name, tensor in students.buffers.items()}
+            network.load_state_dict({**layout.views(students.weights[k]), **state})
+            network.train()(sample(None, step, students.indices[k : k + 1], 16).images[0].flatten(0, 1))
+            for name, expected in network.named_buffers():
+                assert torch.allclose(prepared.buffers[name][k].double(), expected.double(), rtol=1e-10), name
+        students = method.advance(synthetic, prepared, step)
+        counter = next(name for name in students.buffers if name.endswith("num_batches_tracked"))
+        assert students.buffers[counter].tolist() == [3 * (step + 1)] * 3  # one real batch, two epochs of training
+
+
+def test_batch_norm_statistics_are_frozen_for_the_match(device):
     config = MatchingConfig(real_batch=REAL)
     method, _, _ = make(config, students=2, device=device, norm="batch")
-    drawn = method.fresh(0)
-    assert all(not torch.equal(b, torch.zeros_like(b)) for b in drawn.buffers.values())
+    drawn = method.prepare(method.fresh(0), 0)
     before = {name: buffer.clone() for name, buffer in drawn.buffers.items()}
     gradient, _ = method.gradient(images(1, CLASSES, 1, seed=7, device=device), drawn, 0)
     assert gradient.isfinite().all()

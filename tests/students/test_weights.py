@@ -107,12 +107,46 @@ def test_pretrained_weights_are_drawn_from_a_folder(tmp_path):
     for index in range(3):
         tensors = {name: view.contiguous() for name, view in layout.views(pool[index]).items()}
         save_file(tensors, tmp_path / f"net-{index}.safetensors")
-    loaded = load_pretrained(tmp_path, module)
+    loaded, none = load_pretrained(tmp_path, module)
     assert torch.equal(loaded, pool)
-    drawn = draw_pretrained(loaded, seed=0, step=0, students=torch.arange(60))
+    assert none == {}
+    drawn, _ = draw_pretrained(loaded, none, seed=0, step=0, students=torch.arange(60))
     found = {next(i for i in range(3) if torch.equal(row, pool[i])) for row in drawn}
     assert found == {0, 1, 2}
-    assert torch.equal(draw_pretrained(loaded, seed=0, step=0, students=torch.tensor([7]))[0], drawn[7])
+    alone, _ = draw_pretrained(loaded, none, seed=0, step=0, students=torch.tensor([7]))
+    assert torch.equal(alone[0], drawn[7])
+
+
+def state(module, value):
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: torch.full(tensor.shape, value, dtype=tensor.dtype) for name, tensor in tensors.items()}
+
+
+def test_pretrained_buffers_are_drawn_with_their_weights(tmp_path):
+    module = student(norm="batch")
+    for value in (1, 2, 3):
+        save_file(state(module, value), tmp_path / f"net-{value}.safetensors")
+    weights, buffers = load_pretrained(tmp_path, module)
+    assert set(buffers) == {name for name, _ in module.named_buffers()} != set()
+    weights, drawn = draw_pretrained(weights, buffers, seed=0, step=0, students=torch.arange(60))
+    values = weights[:, 0]
+    assert set(values.tolist()) == {1.0, 2.0, 3.0}
+    for name, buffer in module.named_buffers():
+        assert drawn[name].shape == (60, *buffer.shape)
+        assert drawn[name].dtype == buffer.dtype
+        assert torch.equal(drawn[name].view(60, -1).float(), values[:, None].expand(60, buffer.numel()))
+
+
+def test_files_with_other_names_are_refused(tmp_path):
+    module = student(norm="batch")
+    tensors = state(module, 1)
+    buffer = next(name for name, _ in module.named_buffers())
+    save_file({name: tensor for name, tensor in tensors.items() if name != buffer}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=f"expected {buffer} of shape .*, got nothing: pretrain"):
+        load_pretrained(tmp_path, module)
+    save_file(tensors | {"head.extra": torch.zeros(2)}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"only the architecture's names in .*, got head\.extra: pretrain"):
+        load_pretrained(tmp_path, module)
 
 
 def test_wrong_weights_are_named(tmp_path):

@@ -1,10 +1,16 @@
+import json
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 import fastdistill
 from fastdistill.data.normalization import Normalization
-from fastdistill.data.zca import fit_zca
+from fastdistill.data.zca import Whitening, fit_zca
 from fastdistill.synthetic.distilled import Distilled, load
 
 
@@ -94,3 +100,99 @@ def test_other_files_are_refused(tmp_path):
             class_names=("a",),
             normalization=Normalization(mean=(0.0,), std=(1.0,)),
         )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": torch.tensor([0, 0, 1, 1, 2, 3])}, "expected int64 labels in 0 to 2"),
+        ({"labels": torch.tensor([0, 0, 1, 1, 2, -1])}, "expected int64 labels in 0 to 2"),
+        ({"labels": torch.zeros(6, dtype=torch.int32)}, r"got torch\.int32"),
+        ({"labels": torch.zeros(6)}, r"got torch\.float32"),
+        ({"images": torch.zeros(1, 6, 3, 4, 4)}, r"normalisation's 2 channels .*, got \(3, 4, 4\)"),
+        ({"images": torch.zeros(1, 6, 2, 4, 4, dtype=torch.int32)}, "floating-point images"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(changes, message):
+    distilled = make()
+    fields = {name: getattr(distilled, name) for name in ("images", "labels", "class_names", "normalization")}
+    with pytest.raises(ValueError, match=message):
+        Distilled(**(fields | changes))
+
+
+def test_a_whitening_of_another_size_is_refused():
+    whitening = Whitening(mean=torch.zeros(8), matrix=torch.eye(8), inverse=torch.eye(8))
+    with pytest.raises(ValueError, match=r"2 channels and 8 values, got \(2, 4, 4\)"):
+        make(whitening=whitening)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        None,
+        [1],
+        "text",
+        {"format": None},
+        {"class_names": None},
+        {"class_names": "abc"},
+        {"class_names": [1, 2, 3]},
+        {"class_names": ["a", "b"]},
+        {"mean": 0.5},
+        {"mean": ["x", "0"]},
+        {"mean": [0.0]},
+        {"mean": [10**400, 0]},
+        {"mean": [0.0] * 3, "std": [1.0] * 3},
+        {"std": [0.0, 1.0]},
+        {"std": {"a": 1, "b": 1}},
+        {"dataset": 3},
+        {"augmentation": None},
+        {"config_hash": []},
+        {"details": [1]},
+        {"details": {"a": 1}},
+    ],
+)
+def test_odd_metadata_is_a_damaged_file(tmp_path, changes):
+    make().save(tmp_path / "whole")
+    with safe_open(tmp_path / "whole", framework="pt") as opened:
+        metadata = json.loads(opened.metadata()["fastdistill"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    text = json.dumps(metadata | changes if isinstance(changes, dict) else changes)
+    save_file(tensors, tmp_path / "odd", {"fastdistill": text})
+    with pytest.raises(ValueError, match="damaged or of another kind"):
+        load(tmp_path / "odd")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 10_000, "", "NaN"])
+def test_metadata_that_json_cannot_read_is_a_damaged_file(tmp_path, text):
+    save_file({"images": torch.zeros(1)}, tmp_path / "odd", {"fastdistill": text})
+    with pytest.raises(ValueError, match="damaged or of another kind"):
+        load(tmp_path / "odd")
+
+
+@st.composite
+def damaged(draw, whole):
+    kind = draw(st.sampled_from(["random", "cut", "flip"]))
+    if kind == "random":
+        return draw(st.binary(max_size=200))
+    if kind == "cut":
+        return whole[: draw(st.integers(0, len(whole) - 1))]
+    content = bytearray(whole)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    # mostly in the header, where a changed byte means something
+    where = st.integers(0, header - 1) | st.integers(0, len(whole) - 1)
+    for place in draw(st.lists(where, min_size=1, max_size=4)):
+        content[place] ^= draw(st.integers(1, 255))
+    return bytes(content)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damage_never_raises_anything_but_value_error(tmp_path, data):
+    make().save(tmp_path / "whole")
+    (tmp_path / "damaged").write_bytes(data.draw(damaged((tmp_path / "whole").read_bytes())))
+    try:
+        found = load(tmp_path / "damaged")
+    except ValueError as error:
+        assert "damaged or of another kind" in str(error)
+    else:
+        assert found.pixels().shape == found.images.shape

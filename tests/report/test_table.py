@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastdistill.report.table import show_results
+
+
+def arm(name: str, **changes: Any) -> dict[str, Any]:
+    values = {
+        "arm": name,
+        "mean": 0.91734,
+        "std": 0.0051,
+        "students": 20,
+        "images": 10,
+        "epochs": 1000,
+        "seconds": 41.25,
+    }
+    return values | changes
+
+
+def results(*arms: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": "digits",
+        "architecture": "convnet-3-16",
+        "protocol": "dc",
+        "arms": list(arms),
+        "distill_s": 95.44,
+        "steps": 1000,
+        "step_s": 0.0193,
+        "peak_mb": 1234.5,
+    }
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arms: dict[str, Any], folder: Path = Path("runs/digits")) -> list[str]:
+    show_results(results(*arms), folder)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out.splitlines()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")]
+
+
+def test_every_arm_is_a_row_under_its_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    whole = arm("whole", mean=0.9961, std=0.0, students=5, images=60000, epochs=50, seconds=3900.0)
+    lines = shown(capsys, arm("distilled (last)"), whole)
+    assert lines[0].strip() == "digits: test accuracy, convnet-3-16, protocol dc"
+    rows = [cells(line) for line in lines if line.startswith(("┃", "│"))]
+    assert rows == [
+        ["trained on", "images", "accuracy", "students", "epochs", "time"],
+        ["distilled (last)", "10", "91.7 ± 0.5 %", "20", "1000", "41.2 s"],
+        ["whole", "60000", "99.6 ± 0.0 %", "5", "50", "3900.0 s"],
+    ]
+
+
+def test_an_arm_that_was_not_trained_again_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, arm("distilled (last)"), arm("distilled (best)", seconds=0.0))
+    times = {cells(line)[0]: cells(line)[-1] for line in lines if line.startswith("│")}
+    assert times == {"distilled (last)": "41.2 s", "distilled (best)": "the same images"}
+
+
+def test_time_memory_and_folder_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path("runs") / ("a-long-name-" * 12) / "digits"  # longer than a line: it must stay one path to copy
+    lines = shown(capsys, arm("distilled (last)"), folder=folder)
+    assert lines[-2] == "distilled in 95.4 s (1000 steps of 19 ms), peak memory 1234 MB"
+    assert lines[-1] == f"everything is in {folder}/ — open report.html"
