@@ -1,10 +1,10 @@
 """Dataset distillation with many student initialisations as one program.
 
-Letters used everywhere: ``S`` students of a run, ``R`` independent runs, ``K = R·S`` students in all, ``C`` classes,
-``M`` synthetic images per class (ipc), ``N = C·M`` synthetic images, ``G`` gradient groups (1, or ``C`` when gradients
-are matched class by class), ``B`` real images per group, ``D, H, W`` channels, height, width, ``P`` parameters of one
-student (padding included), ``T`` inner steps; ``θ [K, P]`` student weights, ``φ`` everything that is learned. Tensors
-put the student axis first.
+Letters used everywhere: ``S`` students (of a run; of all runs together where a tensor has no run axis: run ``r`` then
+owns a consecutive share of them), ``R`` independent runs, ``C`` classes, ``M`` synthetic images per class (ipc),
+``N = C·M`` synthetic images, ``G`` gradient groups (1, or ``C`` when gradients are matched class by class), ``B`` real
+images per group, ``D, H, W`` channels, height, width, ``P`` parameters of one student (padding included), ``T`` inner
+steps; ``θ [S, P]`` student weights, ``φ`` everything that is learned. Tensors put the student axis first.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ _HOMES = {
     "Distilled": "fastdistill.synthetic.distilled",
     "load": "fastdistill.synthetic.distilled",
 }
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -40,11 +40,11 @@ def uniform(seed: int, purpose: Purpose, step: int, students: Tensor, count: int
         seed: the run's seed.
         purpose: the stream.
         step: outer step, or whatever counts the draws of this purpose.
-        students: global student indices, int64 ``[K]``.
+        students: global student indices, int64 ``[S]``.
         count: numbers per student.
 
     Returns:
-        float32 ``[K, count]`` on the device of ``students``.
+        float32 ``[S, count]`` on the device of ``students``.
     """
     return fastdistill_kernels.uniform(seed, int(purpose), step, students, count)
 

@@ -88,6 +88,10 @@ def test_the_published_steps_are_the_default():
     assert matching_recipe("dsa", 10).steps == 10000
 
 
+def test_completion_shows_the_public_names():
+    assert set(fastdistill.__all__) <= set(dir(fastdistill))
+
+
 def test_what_cannot_be_used_is_named(digits):
     images, labels = digits
     with pytest.raises(ValueError, match="expected method among dc, dsa"):

@@ -37,15 +37,15 @@ def augment(
     """Augments every image by one drawn operation.
 
     Args:
-        images: ``[K, n, D, H, W]``, normalised.
+        images: ``[S, n, D, H, W]``, normalised.
         operations: what is drawn from.
         seed: the run's seed.
         purpose: stream of draws.
         step: the student's training step.
-        students: global student indices ``[K]``.
+        students: global student indices ``[S]``.
 
     Returns:
-        ``[K, n, D, H, W]``.
+        ``[S, n, D, H, W]``.
     """
     count = images.shape[1]
     choice, first, second = uniform(seed, purpose, step, students, 3 * count).view(-1, 3, count).unbind(1)
@@ -68,7 +68,7 @@ def augment(
 
 
 def _read(images: Tensor, rows: Tensor, columns: Tensor, fill: Tensor) -> Tensor:
-    """Pixels at ``rows [K, n, H]`` and ``columns [K, n, W]``, ``fill`` where an index is negative."""
+    """Pixels at ``rows [S, n, H]`` and ``columns [S, n, W]``, ``fill`` where an index is negative."""
     height, width = images.shape[-2:]
     inside = (rows >= 0)[..., :, None] & (columns >= 0)[..., None, :]
     index = (rows.clamp_min(0)[..., :, None] * width + columns.clamp_min(0)[..., None, :]).flatten(-2)

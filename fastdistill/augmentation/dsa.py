@@ -61,7 +61,7 @@ class Draw:
 
 
 def draw_siamese(strategy: Strategy, *, seed: int, step: int, students: Tensor, groups: int) -> Draw:
-    """One draw for every (student, group) pair, ``[K, G]``, keyed by student."""
+    """One draw for every (student, group) pair, ``[S, G]``, keyed by student."""
     numbers = uniform(seed, Purpose.AUGMENTATION, step, students, groups * (1 + _PARAMETERS)).unflatten(1, (groups, -1))
     return Draw(operation=_choose(numbers[..., 0], strategy), parameters=numbers[..., None, 1:])
 
@@ -69,7 +69,7 @@ def draw_siamese(strategy: Strategy, *, seed: int, step: int, students: Tensor, 
 def draw_per_image(
     strategy: Strategy, *, seed: int, step: int, students: Tensor, images: int, purpose: Purpose
 ) -> Draw:
-    """One operation for every student ``[K]`` with parameters for each of its images ``[K, n, 3]``."""
+    """One operation for every student ``[S]`` with parameters for each of its images ``[S, n, 3]``."""
     numbers = uniform(seed, purpose, step, students, 1 + images * _PARAMETERS)
     return Draw(
         operation=_choose(numbers[:, 0], strategy), parameters=numbers[:, 1:].unflatten(1, (images, _PARAMETERS))

@@ -90,12 +90,12 @@ def class_batches(
         index: the data set's classes, `ImageStore.class_index`.
         seed: the run's seed.
         step: outer step.
-        students: global student indices, int64 ``[K]``, on the index's device.
+        students: global student indices, int64 ``[S]``, on the index's device.
         batch: images per class, ``B``; at most the size of the smallest class, see `effective_batch`.
         purpose: stream of the draws.
 
     Returns:
-        Image indices, int64 ``[K, C, B]``.
+        Image indices, int64 ``[S, C, B]``.
 
     Raises:
         ValueError: if a class has fewer than `batch` images.

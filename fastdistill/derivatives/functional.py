@@ -4,9 +4,9 @@ Let ``L(θ, x, y)`` be the mean cross-entropy of one (student, group) pair and `
 pass, the tangent of the gradient along ``v``, gives ``H v = ∇²θθ L · v``, ``K v = ∇x ⟨∇θ L, v⟩``,
 ``k v = ∇y ⟨∇θ L, v⟩`` and, free, the loss tangent ``⟨g, v⟩``. No graph of a graph is ever built.
 
-Shapes: ``θ [K, P]``, images ``[K, G, n, D, H, W]`` or, shared by all students, ``[G, n, D, H, W]``; labels are class
-indices ``[K, G, n]`` / ``[G, n]`` (int64) or rows of any sum ``[K, G, n, C]`` / ``[G, n, C]`` (soft labels); vectors
-and gradients ``[K, G, P]``. Weights belong to a student, gradients to a (student, group) pair.
+Shapes: ``θ [S, P]``, images ``[S, G, n, D, H, W]`` or, shared by all students, ``[G, n, D, H, W]``; labels are class
+indices ``[S, G, n]`` / ``[G, n]`` (int64) or rows of any sum ``[S, G, n, C]`` / ``[G, n, C]`` (soft labels); vectors
+and gradients ``[S, G, P]``. Weights belong to a student, gradients to a (student, group) pair.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Gradients:
     """Value and gradient of every (student, group) pair.
 
     Attributes:
-        loss: ``[K, G]``.
-        gradient: ``[K, G, P]``, padding zero.
-        buffers: new values ``[K, ...]`` (the old ones where the forward pass does not change them).
+        loss: ``[S, G]``.
+        gradient: ``[S, G, P]``, padding zero.
+        buffers: new values ``[S, ...]`` (the old ones where the forward pass does not change them).
     """
 
     loss: Tensor
@@ -48,10 +48,10 @@ class Products:
     """Second-order products along ``v``; what was not asked for is None.
 
     Attributes:
-        loss_tangent: ``⟨g, v⟩``, ``[K, G]``.
-        weights: ``H v`` ``[K, G, P]``.
-        images: ``K v``, shaped as the images with student and group axes ``[K, G, n, D, H, W]``.
-        labels: ``k v`` ``[K, G, n, C]``.
+        loss_tangent: ``⟨g, v⟩``, ``[S, G]``.
+        weights: ``H v`` ``[S, G, P]``.
+        images: ``K v``, shaped as the images with student and group axes ``[S, G, n, D, H, W]``.
+        labels: ``k v`` ``[S, G, n, C]``.
     """
 
     loss_tangent: Tensor
@@ -84,7 +84,7 @@ class Functional:
         self._modules = {training: copy.deepcopy(module).train(training) for training in (False, True)}
 
     def logits(self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Logits ``[K, n, C]`` in eval mode of images ``[K, n, D, H, W]`` or, shared, ``[n, D, H, W]``."""
+        """Logits ``[S, n, C]`` in eval mode of images ``[S, n, D, H, W]`` or, shared, ``[n, D, H, W]``."""
         parameters, state = self.layout.views(weights), dict(buffers)
         shared = images.ndim == 4
 
@@ -117,9 +117,9 @@ class Functional:
         """Loss and gradient of every (student, group) pair.
 
         Args:
-            weights: ``[K, P]``.
-            buffers: name to ``[K, ...]``; never modified.
-            images: ``[K, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
+            weights: ``[S, P]``.
+            buffers: name to ``[S, ...]``; never modified.
+            images: ``[S, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
             labels: see the module's docstring.
             training: run the module in train mode (batch norm uses and updates batch statistics); needs ``G = 1``.
 
@@ -160,11 +160,11 @@ class Functional:
         """Second-order products of every (student, group) pair along ``vector``, buffers frozen.
 
         Args:
-            weights: ``[K, P]``.
-            buffers: name to ``[K, ...]``, eval mode.
-            images: ``[K, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
+            weights: ``[S, P]``.
+            buffers: name to ``[S, ...]``, eval mode.
+            images: ``[S, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
             labels: see the module's docstring; ``k v`` exists for soft labels only.
-            vector: ``v`` ``[K, G, P]``.
+            vector: ``v`` ``[S, G, P]``.
             wanted: which of ``weights`` (``H v``), ``images`` (``K v``) and ``labels`` (``k v``) to compute.
 
         Raises:
@@ -223,10 +223,10 @@ class Functional:
         found = labels.shape[:-1] if labels.is_floating_point() else labels.shape
         shapes = f"weights {tuple(weights.shape)}, images {tuple(images.shape)} and labels {tuple(labels.shape)}"
         if weights.ndim != 2 or weights.shape[1] != self.layout.size:
-            raise ValueError(f"expected weights [K, {self.layout.size}], got {shapes}: flatten with the same layout")
+            raise ValueError(f"expected weights [S, {self.layout.size}], got {shapes}: flatten with the same layout")
         if images.ndim not in (5, 6) or (images.ndim == 6 and images.shape[0] != weights.shape[0]):
             raise ValueError(
-                f"expected images [K, G, n, D, H, W] or [G, n, D, H, W], got {shapes}: add the missing axes"
+                f"expected images [S, G, n, D, H, W] or [G, n, D, H, W], got {shapes}: add the missing axes"
             )
         if found not in (expected, expected[1:] if images.ndim == 6 else expected):
             raise ValueError(f"expected labels of the images' leading axes {tuple(expected)}, got {shapes}: align them")

@@ -94,7 +94,7 @@ _INDEXABLE = 2**31 - 1  # elements that cuDNN's grouped convolutions can address
 
 
 def choose_batching(cost: Cost, device: torch.device, *, students: int, groups: int, images: int) -> Batching:
-    """The fastest batching of ``K`` students, ``G`` groups and ``n`` images a pair, by the measured rule.
+    """The fastest batching of ``S`` students, ``G`` groups and ``n`` images a pair, by the measured rule.
 
     A fixed function of shapes and device type, not a timing at start-up: two processes with one configuration choose
     alike, and so give identical bits.

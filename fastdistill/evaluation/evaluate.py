@@ -89,7 +89,7 @@ def evaluate_students(
         count: number of training images ``N``.
         test: test images, with the normalisation of the training ones.
         protocol: how students are trained.
-        students: global indices ``[K]`` of the evaluation students; their weights, shuffles and augmentation follow.
+        students: global indices ``[S]`` of the evaluation students; their weights, shuffles and augmentation follow.
         seed: of the draws.
         distribution: weight distribution of the fresh students.
         dtype: float32 or float64.

@@ -49,7 +49,7 @@ class Protocol:
         return replace(self, epochs=epochs, training=_training(self.name, epochs))
 
     def augment(self, seed: int, students: Tensor) -> Callable[..., Tensor] | None:
-        """The augmentation of ``[K, n, D, H, W]`` (or shared ``[n, D, H, W]``) images at a training step."""
+        """The augmentation of ``[S, n, D, H, W]`` (or shared ``[n, D, H, W]``) images at a training step."""
         if self.augmentation == "none":
             return None
         if self.name == "dsa":

@@ -23,7 +23,7 @@ class Method(Protocol):
         """The students as they are matched at a step, such as with statistics of real images."""
 
     def gradient(self, images: Tensor, students: Students, step: int) -> tuple[Tensor, Tensor]:
-        """Gradient in the images ``[R, C, M, D, H, W]`` and loss of every student ``[K]``."""
+        """Gradient in the images ``[R, C, M, D, H, W]`` and loss of every student ``[S]``."""
 
     def advance(self, images: Tensor, students: Students, step: int) -> Students | None:
         """Students after training on the updated images, or None where new ones begin."""

@@ -31,8 +31,8 @@ class Batch:
     """Images and labels of every (student, class) pair.
 
     Attributes:
-        images: ``[K, C, n, D, H, W]``, or ``[C, n, D, H, W]`` shared by all students.
-        labels: ``[K, C, n]`` or ``[C, n]`` (int64), or soft rows with a last axis ``C``.
+        images: ``[S, C, n, D, H, W]``, or ``[C, n, D, H, W]`` shared by all students.
+        labels: ``[S, C, n]`` or ``[C, n]`` (int64), or soft rows with a last axis ``C``.
     """
 
     images: Tensor
@@ -78,14 +78,14 @@ def matching_cotangent(
     Args:
         real_primitive: the student's derivative, planned for the real batch.
         synthetic_primitive: the same for the synthetic batch.
-        weights: ``[K, P]``.
-        buffers: name to ``[K, ...]``, frozen for the match.
+        weights: ``[S, P]``.
+        buffers: name to ``[S, ...]``, frozen for the match.
         real: real images of every (student, class) pair, ``B`` each.
         synthetic: synthetic images as the student sees them, ``M`` each.
         matching: what is matched.
 
     Returns:
-        The loss ``[K]``, summed over groups, and the cotangent ``[K, C, M, D, H, W]`` of each student's own loss.
+        The loss ``[S]``, summed over groups, and the cotangent ``[S, C, M, D, H, W]`` of each student's own loss.
     """
     shape = synthetic.images.shape[-5:]
     if not matching.per_class:
@@ -176,11 +176,11 @@ class GradientMatching:
 
         Args:
             images: ``φ [R, C, M, D, H, W]``.
-            students: all ``K = R·S`` students.
+            students: the students of all runs, ``[R·S]``.
             step: the outer step, which keys the real batches and augmentations.
 
         Returns:
-            The gradient, shaped as ``images``, and the loss of every student ``[K]``.
+            The gradient, shaped as ``images``, and the loss of every student ``[S]``.
         """
         total, losses = torch.zeros_like(images), []
         for start in range(0, len(students.indices), self._chunk):

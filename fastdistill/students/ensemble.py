@@ -1,4 +1,4 @@
-"""The ensemble: weights ``θ [K, P]`` and buffers of many students of one architecture."""
+"""The ensemble: weights ``θ [S, P]`` and buffers of many students of one architecture."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Students:
     """Some students of the ensemble.
 
     Attributes:
-        indices: global student indices, int64 ``[K]``; run ``r`` of ``S`` students owns ``r·S`` to ``r·S + S − 1``.
-        weights: ``θ [K, P]``.
-        buffers: name to ``[K, ...]``.
+        indices: global student indices, int64 ``[S]``; run ``r`` of ``S`` students owns ``r·S`` to ``r·S + S − 1``.
+        weights: ``θ [S, P]``.
+        buffers: name to ``[S, ...]``.
     """
 
     indices: Tensor

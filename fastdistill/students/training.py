@@ -60,7 +60,7 @@ class Training:
 
 
 def image_fetch(images: Tensor, labels: Tensor) -> Fetch:
-    """Mini-batches of images ``[N, D, H, W]`` shared by the students, or ``[K, N, D, H, W]`` of their own."""
+    """Mini-batches of images ``[N, D, H, W]`` shared by the students, or ``[S, N, D, H, W]`` of their own."""
 
     def fetch(indices: Tensor | None) -> tuple[Tensor, Tensor]:
         if indices is None:
@@ -89,23 +89,23 @@ def train_students(
     augment: Augment | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Trains ``K`` students at once and returns their new weights and buffers.
+    """Trains ``S`` students at once and returns their new weights and buffers.
 
     Every student shuffles by its own keyed permutation, so it ends up the same in any batch of students.
 
     Args:
         primitive: the derivative of the architecture.
-        weights: ``[K, P]``.
-        buffers: name to ``[K, ...]``.
-        fetch: maps image indices ``[K, b]``, or None for all, to images ``[K, b, D, H, W]`` (or ``[b, D, H, W]``,
-            shared) and labels ``[K, b]`` (or ``[b]``).
+        weights: ``[S, P]``.
+        buffers: name to ``[S, ...]``.
+        fetch: maps image indices ``[S, b]``, or None for all, to images ``[S, b, D, H, W]`` (or ``[b, D, H, W]``,
+            shared) and labels ``[S, b]`` (or ``[b]``).
         count: number of images there are.
         training: the settings.
         seed: the run's seed.
-        students: global student indices ``[K]``.
+        students: global student indices ``[S]``.
         first_epoch: number of epochs these students' streams have already used.
         purpose: stream of the shuffles.
-        augment: maps images and the step's draw counter to augmented images ``[K, b, D, H, W]``.
+        augment: maps images and the step's draw counter to augmented images ``[S, b, D, H, W]``.
         progress: called with the number of every finished epoch.
     """
     velocity = torch.zeros_like(weights) if training.momentum else None
@@ -144,6 +144,6 @@ def train_students(
 def count_correct(
     primitive: Functional, weights: Tensor, buffers: dict[str, Tensor], images: Tensor, labels: Tensor
 ) -> Tensor:
-    """How many of the shared images ``[n, D, H, W]`` each student classifies as ``labels [n]``; int64 ``[K]``."""
+    """How many of the shared images ``[n, D, H, W]`` each student classifies as ``labels [n]``; int64 ``[S]``."""
     with torch.no_grad():
         return (primitive.logits(weights, buffers, images).argmax(-1) == labels).sum(-1)

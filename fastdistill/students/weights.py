@@ -63,11 +63,11 @@ def initial_weights(
         distribution: one of ``DISTRIBUTIONS``.
         seed: the run's seed.
         step: the outer step; keep it constant for fixed initialisations.
-        students: global student indices, int64 ``[K]``.
+        students: global student indices, int64 ``[S]``.
         purpose: stream of draws.
 
     Returns:
-        ``θ [K, P]``, float32, on the device of ``students``; padding is zero.
+        ``θ [S, P]``, float32, on the device of ``students``; padding is zero.
 
     Raises:
         ValueError: for an unknown distribution or a parameter of an unknown kind of layer.
@@ -116,7 +116,7 @@ def _spread(distribution: str, role: _Role) -> float:
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:
-    """Orthonormal rows or columns ``[K, O, I]`` from Gaussian matrices (Saxe et al. 2014), uniform by the sign fix."""
+    """Orthonormal rows or columns ``[S, O, I]`` from Gaussian matrices (Saxe et al. 2014), uniform by the sign fix."""
     tall = matrices.shape[1] >= matrices.shape[2]
     q, r = torch.linalg.qr(matrices if tall else matrices.mT)
     q = q * torch.sign(torch.diagonal(r, dim1=-2, dim2=-1))[:, None, :]
@@ -125,7 +125,7 @@ def _orthogonal(matrices: Tensor) -> Tensor:
 
 
 def initial_buffers(module: nn.Module, count: int, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """Fresh buffers ``[K, ...]`` of ``count`` students: running means 0, running variances 1, counters 0."""
+    """Fresh buffers ``[S, ...]`` of ``count`` students: running means 0, running variances 1, counters 0."""
     buffers: dict[str, Tensor] = {}
     for name, buffer in module.named_buffers():
         kind = dtype if buffer.is_floating_point() else buffer.dtype
@@ -176,7 +176,7 @@ def draw_pretrained(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Draws a network for each student, uniformly and keyed by student, from a pool on the device of ``students``.
 
-    Weights ``[files, P]`` become ``[K, P]``, buffers ``[files, ...]`` those of the same file ``[K, ...]``.
+    Weights ``[files, P]`` become ``[S, P]``, buffers ``[files, ...]`` those of the same file ``[S, ...]``.
     """
     picks = (uniform(seed, Purpose.PRETRAINED, step, students, 1)[:, 0] * weights.shape[0]).long()
     return weights[picks], {name: tensor[picks] for name, tensor in buffers.items()}

@@ -22,11 +22,11 @@ def philox(seed: int, stream: int, step: int, students: Tensor, count: int) -> T
         seed: in ``[0, 2^64)``.
         stream: what the words are for, in ``[0, 2^32)``.
         step: in ``[0, 2^32)``.
-        students: global student indices, int64 ``[K]``; the words are made on its device.
+        students: global student indices, int64 ``[S]``; the words are made on its device.
         count: words per student.
 
     Returns:
-        int64 ``[K, count]``, values in ``[0, 2^32)``.
+        int64 ``[S, count]``, values in ``[0, 2^32)``.
 
     Raises:
         ValueError: for an argument outside its range.
@@ -36,7 +36,7 @@ def philox(seed: int, stream: int, step: int, students: Tensor, count: int) -> T
             raise ValueError(f"expected {name} in [0, 2^{bits}), got {value}: choose a non-negative value in range")
     if students.ndim != 1 or students.dtype != torch.int64:
         raise ValueError(
-            f"expected int64 student indices [K], got {students.dtype} {tuple(students.shape)}: pass a vector"
+            f"expected int64 student indices [S], got {students.dtype} {tuple(students.shape)}: pass a vector"
         )
     blocks = torch.arange(-(-count // _WORDS), dtype=torch.int64, device=students.device)
     constant = torch.ones((), dtype=torch.int64, device=students.device)
@@ -47,10 +47,10 @@ def philox(seed: int, stream: int, step: int, students: Tensor, count: int) -> T
 
 
 def uniform(seed: int, stream: int, step: int, students: Tensor, count: int) -> Tensor:
-    """Uniform numbers in ``[0, 1)``, float32 ``[K, count]``; arguments as `philox`."""
+    """Uniform numbers in ``[0, 1)``, float32 ``[S, count]``; arguments as `philox`."""
     return reference.uniform(philox(seed, stream, step, students, count))
 
 
 def normal(seed: int, stream: int, step: int, students: Tensor, count: int) -> Tensor:
-    """Standard normal numbers, float32 ``[K, count]``; arguments as `philox`."""
+    """Standard normal numbers, float32 ``[S, count]``; arguments as `philox`."""
     return reference.normal(philox(seed, stream, step, students, count + count % 2))[:, :count]
