@@ -21,8 +21,8 @@ from fastdistill.students.architectures import build_student
 from fastdistill.students.weights import initial_weights
 
 # (width, channels, height) of the student; (students, groups, images a pair)
-STUDENTS = ((16, 1, 8), (32, 1, 8), (64, 1, 28), (128, 1, 28), (128, 3, 32))
-SHAPES = ((1, 10, 1), (8, 10, 1), (8, 1, 10), (8, 10, 10), (1, 10, 256))
+STUDENTS = ((16, 1, 8), (32, 1, 8), (64, 1, 28), (128, 1, 28))
+SHAPES = ((1, 10, 1), (8, 10, 1), (8, 1, 10), (8, 10, 10), (1, 10, 64))
 _LIMIT_BYTES = {"cpu": 4e9, "cuda": 4e10}
 
 

@@ -251,6 +251,9 @@ class Functional:
         image_axis = 0 if images.ndim == 6 else None
         label_axis = 0 if labels.ndim == (4 if soft else 3) else None
         vectors = () if vector is None else (vector,)
+        # forward mode makes zero tangents as large as the *storage* behind a view, so dual tensors must own theirs:
+        # views of θ [S, P] cost 6 s instead of 0.5 s for K v of eight ConvNet-3-128 and ten groups on two cores
+        pick = _pick if vector is None else _copy
         piece = min(self.batching.piece, count) if not updating else count
         split = list(zip(images.split(piece, dim=-4), labels.split(piece, dim=-2 if soft else -1), strict=True))
 
@@ -261,8 +264,8 @@ class Functional:
             chunks = []
             for start in range(0, students, self.batching.students):
                 some = slice(start, start + self.batching.students)
-                own = (_pick(parameters, some), _pick(state, some))
-                along = [_pick(part, some) for part in vectors]
+                own = (pick(parameters, some), _pick(state, some))
+                along = [pick(part, some) for part in vectors]
                 chunks.append(
                     _join(
                         [
@@ -278,9 +281,9 @@ class Functional:
 
         pairs = []
         for student in range(students):
-            own = (_pick(parameters, student), _pick(state, student))
+            own = (pick(parameters, student), _pick(state, student))
             for group in range(groups):
-                along = [_pick(part, (student, group)) for part in vectors]
+                along = [pick(part, (student, group)) for part in vectors]
                 of_images = (student, group) if image_axis == 0 else (group,)
                 of_labels = (student, group) if label_axis == 0 else (group,)
                 pairs.append(_join([one(*own, x[of_images], y[of_labels], *along) for x, y in split], axis=0))
@@ -307,6 +310,10 @@ def _gather(parts: Sequence[_Parts], combine: Callable[[list[Tensor]], Tensor]) 
 
 def _pick(tensors: Mapping[str, Tensor], index: int | slice | tuple[int, ...]) -> dict[str, Tensor]:
     return {name: tensor[index] for name, tensor in tensors.items()}
+
+
+def _copy(tensors: Mapping[str, Tensor], index: int | slice | tuple[int, ...]) -> dict[str, Tensor]:
+    return {name: tensor[index].clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
 def _join(parts: Sequence[_Parts], axis: int) -> _Parts:
