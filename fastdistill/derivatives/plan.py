@@ -83,7 +83,7 @@ def forward_cost(module: nn.Module, shape: tuple[int, int, int]) -> Cost:
 
 
 # Measured on two cores of an AVX-512 CPU, torch 2.13, float32 ConvNets of width 16 to 128 on 8x8 to 32x32 images
-# (bench/results/cpu/batching.json). A call of torch.func costs about 2.5 ms of one core whatever its size, so small
+# (bench/results/cpu/batching.json). A call of torch.func costs about 2 ms of one core whatever its size, so small
 # pairs belong in one vmapped program; large ones make vmap's grouped convolutions slower than plain ones in a loop.
 _VMAP_FLOPS = 150e6  # forward operations of one pair's images up to which one program wins
 _VMAP_BYTES = 32e6  # activations of one program; past it the grouped convolutions leave the cache
