@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, hessian
+from torch.func import functional_call, grad, hessian, jacfwd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdistill.derivatives.functional import Functional, cross_entropy_sum
@@ -133,7 +133,7 @@ class Toy(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["toy", "convnet"])
-def test_hessian_vector_product_equals_the_dense_hessian(kind):
+def test_products_equal_the_dense_hessian(kind):
     if kind == "toy":
         module, shape = Toy().to("meta"), (1, 2, 3)
     else:
@@ -152,14 +152,20 @@ def test_hessian_vector_product_equals_the_dense_hessian(kind):
         weights[:, start:end] = 0
     x, y, v = random(1, 4, *shape, seed=5), random(1, 4, 10, seed=6).abs(), random(1, 1, layout.size, seed=7)
 
-    def loss(flat):
-        return cross_entropy_sum(functional_call(module, layout.views(flat), (x[0],)), y[0]) / 4
+    def loss(flat, images, labels):
+        return cross_entropy_sum(functional_call(module, layout.views(flat), (images,)), labels) / 4
 
-    dense = hessian(loss)(weights[0])
+    dense = hessian(loss)(weights[0], x[0], y[0])
     assert relative(dense, dense.T) <= 1e-10
+    mixed = [jacfwd(grad(loss), argnums=index)(weights[0], x[0], y[0]) for index in (1, 2)]  # [P, n, ...]
     for batching in BATCHINGS.values():
-        product = Functional(module, batching).products(weights, {}, x, y, v, wanted=("weights",)).weights
-        assert relative(product[0, 0], dense @ v[0, 0]) <= 1e-10
+        primitive = Functional(module, batching)
+        product = primitive.products(weights, {}, x, y, v)
+        assert relative(product.weights[0, 0], dense @ v[0, 0]) <= 1e-10
+        for found, matrix in zip((product.images, product.labels), mixed, strict=True):
+            assert relative(found[0, 0], torch.tensordot(v[0, 0], matrix, dims=1)) <= 1e-10
+        gradient = primitive.value_and_gradient(weights, {}, x, y).gradient
+        assert relative(gradient[0, 0], grad(loss)(weights[0], x[0], y[0])) <= 1e-10
 
 
 def _counts(layout):
