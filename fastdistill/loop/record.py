@@ -140,7 +140,9 @@ class Recorder:
             values = {f"{name}/acc_mean": arm["mean"], f"{name}/acc_std": arm["std"]}
             self._metrics.write(table["steps"], self._elapsed(), values)
         write_whole(self._folder / "results.json", json.dumps(table, indent=1).encode())
-        save_curves(self._folder / "curves.png", read_metrics(self._folder / "metrics.jsonl"), self._config.name)
+        # the judgement comes after the last step and would stretch the wall clock of the curves
+        course = [line for line in read_metrics(self._folder / "metrics.jsonl") if not _is_judgement(line)]
+        save_curves(self._folder / "curves.png", course, self._config.name)
         write_report(self._folder)
         return result
 
@@ -174,3 +176,7 @@ class Recorder:
         low, high = distilled.pixel_range
         shown = (distilled.pixels() - low) / max(high - low, 1e-12)
         save_image_grid(self._folder / name, shown, distilled.labels, class_names=distilled.class_names)
+
+
+def _is_judgement(line: Mapping[str, Any]) -> bool:
+    return any(name.startswith("eval/") for name in line)
