@@ -83,16 +83,10 @@ class Protocol:
 
 
 def _training(name: str, epochs: int) -> Training:
-    common = {"learning_rate": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "batch": 256}
+    ours = Training(epochs=epochs, learning_rate=0.01, momentum=0.9, weight_decay=5e-4, batch=256, schedule="cosine")
     if name == "default":
-        return Training(epochs=epochs, schedule="cosine", **common)  # type: ignore[arg-type]
-    return Training(
-        epochs=epochs + 1,
-        schedule="step",
-        decay_epoch=epochs // 2 + 2,
-        restart=True,
-        **common,  # type: ignore[arg-type]
-    )
+        return ours
+    return replace(ours, epochs=epochs + 1, schedule="step", decay_epoch=epochs // 2 + 2, restart=True)
 
 
 def protocol(name: str, *, dataset: str, architecture: str, norm: str, align_corners: bool = True) -> Protocol:
