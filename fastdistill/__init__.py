@@ -17,7 +17,8 @@ from fastdistill.config import StudentConfig, presets
 if TYPE_CHECKING:
     from fastdistill.api import distill, evaluate
     from fastdistill.evaluation.evaluate import Evaluation
-    from fastdistill.synthetic.distilled import Distilled, load
+    from fastdistill.synthetic.distilled import Distilled
+    from fastdistill.synthetic.load import load
 
 __version__ = "0.1.0"
 __all__ = ["Distilled", "Evaluation", "StudentConfig", "distill", "evaluate", "load", "presets"]
@@ -28,7 +29,7 @@ _HOMES = {
     "evaluate": "fastdistill.api",
     "Evaluation": "fastdistill.evaluation.evaluate",
     "Distilled": "fastdistill.synthetic.distilled",
-    "load": "fastdistill.synthetic.distilled",
+    "load": "fastdistill.synthetic.load",
 }
 
 

@@ -13,13 +13,15 @@ from fastdistill.data.datasets import from_dataset
 from fastdistill.data.store import ImageStore
 from fastdistill.evaluation.evaluate import Evaluation, evaluate_images
 from fastdistill.evaluation.protocols import DIGITS
-from fastdistill.evaluation.protocols import protocol as protocol_of
+from fastdistill.loop.examination import protocol_for
+from fastdistill.loop.guard import Guard
 from fastdistill.loop.outer import outer_steps
 from fastdistill.loop.plan import make_plan, resolve_device
 from fastdistill.loop.setup import as_distilled, initial_state, make_method
 from fastdistill.progress import Silent, Talkative
 from fastdistill.students.ensemble import student_module
-from fastdistill.synthetic.distilled import Distilled, load
+from fastdistill.synthetic.distilled import Distilled
+from fastdistill.synthetic.load import load
 
 
 def distill(
@@ -62,6 +64,7 @@ def distill(
 
     Raises:
         ValueError: for images or settings that cannot be used, saying which and what to do.
+        RunFailed: when too many students are not finite, naming the step and the layer.
     """
     store = from_dataset(images) if labels is None else from_arrays(images, labels)
     settings = recipe if steps is None else {**recipe, "steps": steps}
@@ -82,10 +85,15 @@ def distill(
     state = initial_state(config, plan, train)
     total = config.method.steps
     talk = Talkative() if progress else Silent()
+    distilling = make_method(config, plan, train)
+    guard = Guard(distilling, lambda step, text: talk.say(f"step {step}: {text}"))
+    steps = outer_steps(distilling, state, config.method, total, masked_share=config.max_masked_share)
     with talk.stage("distilling", total) as advance:
-        for following, _ in outer_steps(make_method(config, plan, train), state, config.method, total):
+        for following, found in steps:
+            guard.watch(state, found)
             state = following
             advance(state.step, "")
+    guard.look()
     return as_distilled(config, state.images, train, dataset, "")
 
 
@@ -95,7 +103,7 @@ def evaluate(
     test_labels: ArrayLike,
     *,
     students: int = 20,
-    protocol: str = "default",
+    protocol: str | None = None,
     epochs: int | None = None,
     student: StudentConfig | None = None,
     dataset: str | None = None,
@@ -106,13 +114,14 @@ def evaluate(
     """Trains fresh students on some images and tests them.
 
     Args:
-        distilled: what `distill` or `load` returns, a run folder, or a pair of images and labels in the form that
-            `distill` takes.
+        distilled: what `distill` or `load` returns, a path that `load` takes, or a pair of images and labels in the
+            form that `distill` takes.
         test_images: test images in the form `distill` takes, in the unit of the training images (bytes, or the same
             floats): they get the training images' normalisation.
         test_labels: their classes.
         students: fresh students, per run of a distilled set of several runs.
-        protocol: ``dc``, ``dsa`` or ``default``.
+        protocol: ``dc``, ``dsa``, ``default``, or ``own``, which replays the steps and rates that the images were
+            learned with; by default ``own`` where they have any, else ``default``.
         epochs: epochs to train; the protocol's by default.
         student: the network; ConvNet-3-128 by default. Only its weight distribution and architecture are used.
         dataset: name of the data set, for protocols that treat some apart; the distilled images' own by default.
@@ -121,7 +130,7 @@ def evaluate(
         progress: show a progress bar on stderr.
 
     Returns:
-        An object with ``mean``, ``std`` and ``per_student`` accuracies, shares in [0, 1].
+        An object with ``mean``, ``std`` and ``per_student`` accuracies, shares in [0, 1], and the ``protocol``.
 
     Raises:
         ValueError: for images or settings that cannot be used, saying which and what to do.
@@ -130,7 +139,9 @@ def evaluate(
     student = student or StudentConfig()
     if isinstance(distilled, str | Path):
         distilled = load(distilled)
+    schedule = None
     if isinstance(distilled, Distilled):
+        schedule = distilled.schedule
         normalization, class_names, unit = distilled.normalization, distilled.class_names, distilled.unit
         images, labels = distilled.images, distilled.labels
         name, align_corners = dataset or distilled.dataset, distilled.align_corners
@@ -156,9 +167,7 @@ def evaluate(
             f"expected test images of the training images' size {tuple(images.shape[-3:])}, got {test.shape}: resize "
             "them"
         )
-    chosen = protocol_of(
-        protocol, dataset=name, architecture=student.architecture, norm=student.norm, align_corners=align_corners
-    )
+    chosen = protocol_for(schedule, protocol, "default", dataset=name, student=student, align_corners=align_corners)
     return evaluate_images(
         student_module(student, test.shape, test.num_classes),
         images.to(place),

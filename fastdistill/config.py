@@ -223,6 +223,8 @@ class RunConfig:
         log_every: steps between lines of metrics.
         picture_every: steps between pictures; 0 for only the last.
         checkpoint_every: steps between checkpoints.
+        max_masked_share: largest share of students whose loss or gradient may be non-finite in a step; they are left
+            out of it, and with more of them the run stops before the update.
     """
 
     name: str = "run"
@@ -242,6 +244,7 @@ class RunConfig:
     log_every: int = 10
     picture_every: int = 0
     checkpoint_every: int = 100
+    max_masked_share: float = 0.25
 
     def __post_init__(self) -> None:
         if not self.name or self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
@@ -249,6 +252,8 @@ class RunConfig:
         _at_least(1, ipc=self.ipc, students=self.students, runs=self.runs)
         _at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
         _at_least(0, threads=self.threads, chunk=self.chunk, picture_every=self.picture_every, seed=self.seed)
+        if not 0 <= self.max_masked_share <= 1:
+            raise ValueError(f"expected a max_masked_share in [0, 1], got {self.max_masked_share}: it is a share")
         _one_of("device", self.device, ("auto", "cpu", "cuda"))
         _one_of("dtype", self.dtype, ("float32", "float64"))
 

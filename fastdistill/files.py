@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -14,21 +18,102 @@ def write_whole(path: Path, content: bytes) -> None:
     Args:
         path: where; its folder is created.
         content: all of it.
+
+    Raises:
+        OSError: naming the file; what stood there before still does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+    try:
+        write_synced(temporary, content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power loss."""
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file through to the disk. A crash may leave part of it, so it belongs under a temporary name.
+
+    Raises:
+        OSError: naming the file.
+    """
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
+        _write_all(descriptor, content)
+        os.fsync(descriptor)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Appends to a file by one write, so that a killed process leaves at most its last piece unfinished.
+
+    Raises:
+        OSError: naming the file.
+    """
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as descriptor:
+        _write_all(descriptor, content)
+
+
+def sync(path: Path) -> None:
+    """Makes what a file holds, or the renames in a folder, survive a power loss.
+
+    Raises:
+        OSError: naming the path.
+    """
+    with _opened(path, os.O_RDONLY) as descriptor:
+        os.fsync(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Removes the temporaries that a killed writer has left in a folder."""
+    for path in folder.glob("*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Holds a folder, created where it is missing, against other processes; the system lets go when this one dies.
+
+    A folder that is still empty at the end is removed.
+
+    Raises:
+        ValueError: when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"expected {folder} for this process alone, got one that another process is writing to: wait for it, "
+                "or choose another --name"
+            ) from error
+        yield
     finally:
         os.close(descriptor)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # refuses when there is something inside
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A descriptor, whose calls' errors name the path they do not know."""
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield descriptor
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

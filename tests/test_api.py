@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from sklearn.datasets import load_digits
 
 import fastdistill
 from fastdistill.config import StudentConfig
+from fastdistill.synthetic.schedule import Schedule
 
 SMALL = StudentConfig(width=4, depth=2)
 FAST = {"student": SMALL, "steps": 3, "real_batch": 8, "device": "cpu"}
@@ -70,6 +73,25 @@ def test_plain_images_are_evaluated_too(digits):
     )
     assert found.mean > 0.3
     assert found.images == 200
+
+
+def test_images_with_steps_of_their_own_are_replayed_unless_told_otherwise(digits, tmp_path):
+    images, labels = digits
+    plain = fastdistill.distill(images[:300], labels[:300], runs=2, **FAST)
+    schedule = Schedule(rates=torch.full((2, 3), 0.01), images=torch.tensor([[0, 1, 2], [3, 4, 5], [6, 7, 8]]))
+    scheduled = replace(plain, schedule=schedule)
+    options = {"test_images": images[300:500], "test_labels": labels[300:500], "students": 2, "student": SMALL}
+    own = fastdistill.evaluate(scheduled, **options)
+    assert (own.protocol, own.steps, len(own.per_student)) == ("own", 3, 4)
+    scheduled.save(tmp_path / "distilled.safetensors")
+    assert fastdistill.evaluate(tmp_path, **options).per_student == own.per_student
+    other = fastdistill.evaluate(scheduled, protocol="default", epochs=2, **options)
+    assert (other.protocol, other.steps, other.epochs) == ("default", 0, 2)
+    assert other.per_student == fastdistill.evaluate(plain, epochs=2, **options).per_student
+    with pytest.raises(ValueError, match="expected no epochs for the protocol own"):
+        fastdistill.evaluate(scheduled, epochs=2, **options)
+    with pytest.raises(ValueError, match="expected images with steps and rates of their own"):
+        fastdistill.evaluate(plain, protocol="own", **options)
 
 
 def test_the_name_of_the_data_set_decides_what_depends_on_it(digits):

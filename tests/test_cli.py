@@ -68,12 +68,23 @@ def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys)
     ("words", "expected"),
     [
         (["run", "dc/mnst-1"], "dc/mnist-1"),
-        (["run", "--studentz=3"], "studentz"),
-        (["run", "--students=three"], "students"),
+        (["run", "--studentz=3"], "got '--studentz': did you mean --students"),
+        (["run", "--steps=3"], "got '--steps': did you mean --method.steps"),
+        (["run", "--students=three"], "expected students of type int, got 'three'"),
+        (["run", "--students"], "expected a value after --students, got none"),
+        (["run", "--data=mnist"], "expected options below data, got 'mnist': write --data.NAME=VALUE"),
+        (["run", "dc/mnist-1", "dc/mnist-10"], "expected options only, got 'dc/mnist-10'"),
+        (["run", "--data.source=mnits"], "expected source among digits, mnist"),
+        (["run", "--data.source=mnits"], "got 'mnits': did you mean 'mnist'"),
+        (["run", "--student.architecture=convnt"], "got 'convnt': did you mean 'convnet'"),
+        (["run", "--method.augmentation=colour_crop"], "got 'colour_crop': correct 'colour'"),
+        (["run", "--max_masked_share=2"], "expected a max_masked_share in [0, 1], got 2.0"),
         (["run", "--method.distance=cosine"], "expected distance among ours, mse, l1, cos"),
         (["run", "--config", "missing.yaml"], "missing.yaml"),
-        (["distil"], "expected a verb among run, evaluate, presets, env"),
-        (["evaluate"], "run"),
+        (["rum"], "expected a verb among run, evaluate"),
+        (["rum"], "got 'rum': did you mean 'run'"),
+        (["evaluate"], "expected run, got nothing"),
+        (["presets", "--all"], "got '--all'"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_why(words, expected, capsys):
@@ -81,13 +92,32 @@ def test_wrong_usage_ends_with_2_and_says_why(words, expected, capsys):
     captured = capsys.readouterr()
     assert expected in captured.err
     assert "Traceback" not in captured.err
+    assert len(captured.err.splitlines()) == 1
 
 
-def test_unknown_keys_in_a_file_are_errors(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"method:\n  stepz: 5\n", "got 'method.stepz': did you mean method.steps"),
+        (b"steps: 5\n", "got 'steps': did you mean method.steps"),
+        (b"method: dc\n", "expected options below method in"),
+        (b"students: three\n", "expected students of type int, got 'three'"),
+        (b"students: -1\n", "expected students of at least 1, got -1"),
+        (b"method: [", "expected YAML in"),
+        (b"hello", "expected a mapping of options in"),
+        (b"\xff\xfe\x00", "expected YAML in"),
+        (b"a: &a [*a]\n", "got 'a'"),
+        (b"[" * 3000, "expected YAML in"),
+        (b"!!python/object/apply:os.system ['true']", "expected YAML in"),
+    ],
+)
+def test_a_wrong_configuration_file_is_named(tmp_path, capsys, text, expected):
     file = tmp_path / "own.yaml"
-    file.write_text("method:\n  stepz: 5\n")
+    file.write_bytes(text)
     assert cli.main(["run", "--config", str(file)]) == 2
-    assert "stepz" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert expected in said
+    assert len(said.splitlines()) == 1
 
 
 def test_a_failed_run_ends_with_1_and_says_why(tmp_path, capsys):
@@ -96,6 +126,25 @@ def test_a_failed_run_ends_with_1_and_says_why(tmp_path, capsys):
     assert "--data.download true" in capsys.readouterr().err
     assert cli.main(["evaluate", str(tmp_path)]) == 1
     assert "expected a run folder" in capsys.readouterr().err
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="expected a run folder"):
+        cli.main(["evaluate", str(tmp_path), "--debug"])
+
+
+def test_what_nobody_expected_is_one_sentence_too(monkeypatch, capsys):
+    def broken(words):
+        raise KeyError("lost\nkey")
+
+    monkeypatch.setattr(cli, "_env", broken)
+    assert cli.main(["env"]) == 1
+    said = capsys.readouterr().err
+    assert "KeyError" in said
+    assert "--debug" in said
+    assert len(said.splitlines()) == 1
+    monkeypatch.setattr(cli, "_env", lambda words: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main(["env"]) == 130
 
 
 def test_presets_are_listed_with_what_they_are(capsys):

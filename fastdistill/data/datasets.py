@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from fastdistill.data.arrays import as_tensor, from_arrays
+from fastdistill.data.causes import cause_of
 from fastdistill.data.normalization import Normalization
 from fastdistill.data.pictures import picture_array, stack_pictures
 from fastdistill.data.store import ImageStore
@@ -44,8 +45,8 @@ def from_dataset(
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise ValueError(
-            f"A data set needs a length and an (image, label) pair at every index, got {type(dataset).__name__}: "
-            "collect its images and labels and use from_arrays."
+            f"expected a data set with a length and an (image, label) pair at every index, got "
+            f"{type(dataset).__name__}: collect its images and labels and use from_arrays"
         )
     labels: list[int] = []
 
@@ -56,10 +57,10 @@ def from_dataset(
                 labels.append(operator.index(label))
                 is_picture = isinstance(image, Image.Image)
                 array = picture_array(image) if is_picture else as_tensor(image, "an image").cpu().numpy()
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OSError) as error:
                 raise ValueError(
-                    f"Item {position} of the data set needs to be an image and an integer label ({error}): "
-                    "wrap the data set so that it gives such pairs."
+                    f"expected an image and an integer label, got item {position} of the data set "
+                    f"({cause_of(error)}): wrap the data set so that it gives such pairs"
                 ) from error
             yield f"image {position}", array[None] if array.ndim == 2 else array
 

@@ -32,13 +32,13 @@ class Normalization:
         finite = all(map(math.isfinite, (*self.mean, *self.std)))
         if not self.mean or len(self.mean) != len(self.std) or not finite or min(self.std) <= 0:
             raise ValueError(
-                "A normalisation needs one finite mean and one positive finite std per channel, "
-                f"got mean {self.mean} and std {self.std}: give as many of each as the images have channels."
+                "expected one finite mean and one positive finite std per channel, got mean "
+                f"{self.mean} and std {self.std}: give as many of each as the images have channels"
             )
         if self.whitening is not None and (any(self.mean) or any(value != 1 for value in self.std)):
             raise ValueError(
-                f"ZCA replaces mean and std, got mean {self.mean} and std {self.std} beside it: "
-                "use mean 0 and std 1, or drop the whitening."
+                f"expected mean 0 and std 1 beside ZCA, which replaces them, got mean {self.mean} and std {self.std}: "
+                "use these, or drop the whitening"
             )
 
     def to(self, device: torch.device | str) -> Normalization:
@@ -64,7 +64,8 @@ class Normalization:
 def channel_normalization(images: Tensor) -> Normalization:
     """Population mean and standard deviation of every channel, in float64.
 
-    A constant channel gets a standard deviation of 1, so it becomes 0 instead of a division by zero.
+    A constant channel gets a standard deviation of 1, so it becomes 0 instead of a division by zero; so does one whose
+    standard deviation no normal float32 can hold. (`from_arrays` refuses images of which every channel is constant.)
 
     Args:
         images: training images ``[n, D, H, W]``, uint8 (statistics of pixels / 255) or float32, n >= 1.
@@ -73,7 +74,7 @@ def channel_normalization(images: Tensor) -> Normalization:
         ValueError: if there is no image.
     """
     if len(images) == 0:
-        raise ValueError("Normalisation needs at least one training image, got none: give images or the statistics.")
+        raise ValueError("expected at least one training image to normalise by, got none: give one or the statistics")
     means, stds = [], []
     for channel in images.unbind(1):
         if images.dtype == torch.uint8:
@@ -85,8 +86,9 @@ def channel_normalization(images: Tensor) -> Normalization:
             weights = torch.full_like(values, 1 / values.numel())
         mean = (weights * values).sum()
         constant = bool((channel == channel.flatten()[0]).all())
+        std = float((weights * (values - mean).square()).sum().sqrt())
         means.append(float(mean))
-        stds.append(1.0 if constant else float((weights * (values - mean).square()).sum().sqrt()))
+        stds.append(1.0 if constant or std < torch.finfo(torch.float32).tiny else std)
     return Normalization(mean=tuple(means), std=tuple(stds))
 
 

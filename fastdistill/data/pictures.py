@@ -18,8 +18,8 @@ def picture_array(picture: Image.Image) -> npt.NDArray[np.uint8]:
     """
     if picture.mode[0] in "IF":
         raise ValueError(
-            f"A picture needs 8 bits per channel, got Pillow mode {picture.mode}: "
-            "convert it to 8 bits, or pass an array of floats."
+            f"expected a picture of 8 bits per channel, got Pillow mode {picture.mode}: convert it to 8 bits, or pass "
+            "an array of floats"
         )
     pixels = np.asarray(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -43,12 +43,12 @@ def stack_pictures(pictures: Iterable[tuple[str, npt.NDArray[Any]]]) -> npt.NDAr
         first = first or name
         if arrays and _size(array) != _size(arrays[0]):
             raise ValueError(
-                f"All images need one size, but {first} is {_size(arrays[0])} and {name} is {_size(array)}: "
-                "resize them to one size first."
+                f"expected images of one size, got {first} of {_size(arrays[0])} and {name} of {_size(array)}: resize "
+                "them to one size first"
             )
         arrays.append(array)
     if not arrays:
-        raise ValueError("At least one image is needed, got none: give images.")
+        raise ValueError("expected at least one image, got none: give images")
     widest = max((array.shape for array in arrays), key=lambda shape: shape[0])
     return np.stack([np.broadcast_to(array, widest) for array in arrays])
 

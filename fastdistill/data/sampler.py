@@ -31,8 +31,8 @@ def effective_batch(class_sizes: Sequence[int], batch: int) -> int:
     """
     if batch < 1 or not class_sizes or min(class_sizes) < 1:
         raise ValueError(
-            f"A class batch needs B >= 1 and an image in every class, got B = {batch} and class sizes "
-            f"{list(class_sizes)}: leave more images for training."
+            f"expected a batch B >= 1 and an image in every class, got B = {batch} and class sizes "
+            f"{list(class_sizes)}: leave more images for training"
         )
     return min(batch, *class_sizes)
 
@@ -103,8 +103,8 @@ def class_batches(
     if effective_batch(index.sizes, batch) < batch:
         smallest = min(index.sizes)
         raise ValueError(
-            f"Every class must hold the {batch} images asked for, but class {index.sizes.index(smallest)} has "
-            f"{smallest}: ask for effective_batch(class_sizes, {batch}) images."
+            f"expected the {batch} images asked for in every class, got {smallest} in class "
+            f"{index.sizes.index(smallest)}: ask for effective_batch(class_sizes, {batch}) images"
         )
     num_classes = len(index.sizes)
     draws = uniform(seed, purpose, step, students, num_classes * batch).view(-1, num_classes, batch)

@@ -39,8 +39,8 @@ class RealData:
     def __post_init__(self) -> None:
         if not len(self.test):
             raise ValueError(
-                f"Data set {self.name} needs test images, got none: give test images, more images per class or a "
-                "larger test fraction."
+                f"expected test images of {self.name}, got none: give test images, more images per class or a larger "
+                "test fraction"
             )
         sides = [
             (list(store.shape), store.images.dtype, store.num_classes, store.class_names)
@@ -48,9 +48,9 @@ class RealData:
         ]
         if sides[0] != sides[1]:
             raise ValueError(
-                f"Training and test images of {self.name} need one size, one dtype and the same classes, got "
+                f"expected training and test images of {self.name} of one size, one dtype and the same classes, got "
                 f"{' and '.join(f'{shape} {dtype} with {count} classes' for shape, dtype, count, _ in sides)}: "
-                "make them alike."
+                "make them alike"
             )
 
 
@@ -80,7 +80,7 @@ def load_source(
         ValueError: if the source is unknown, or its data are missing, damaged or do not fit together.
     """
     if zca and normalization is not None:
-        raise ValueError("Either ZCA or a given normalisation can be used, got both: drop one of them.")
+        raise ValueError("expected either ZCA or a given normalisation, got both: drop one of them")
     raw = _read(source, Path(root).expanduser(), download=download)
     train = from_arrays(*raw.train, class_names=raw.class_names)
     if raw.test is None:
@@ -113,6 +113,6 @@ def _read(source: str, root: Path, *, download: bool) -> RawData:
     by_kind = {name.partition(":")[0]: name for name in NAMES}
     nearest = [by_kind[match] for match in difflib.get_close_matches(kind.lower(), by_kind)]
     raise ValueError(
-        f"Expected a data source out of {', '.join(NAMES)}, got {source!r}: "
-        + (f"did you mean {' or '.join(nearest)}?" if nearest else "use one of these.")
+        f"expected a data source out of {', '.join(NAMES)}, got {source!r}: "
+        + (f"did you mean {' or '.join(nearest)}?" if nearest else "use one of these")
     )

@@ -32,7 +32,7 @@ def stratified_split(
         ValueError: if `fraction` is outside ``[0, 1)``.
     """
     if not 0 <= fraction < 1:
-        raise ValueError(f"A split needs a fraction in [0, 1), got {fraction}: 0.1 holds out a tenth of every class.")
+        raise ValueError(f"expected a fraction in [0, 1), got {fraction}: 0.1 holds out a tenth of every class")
     host = labels.cpu()
     keys = uniform(seed, purpose, 0, torch.zeros(1, dtype=torch.int64), len(host))[0]
     shuffled = torch.argsort(keys, stable=True)

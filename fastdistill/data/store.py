@@ -35,34 +35,33 @@ class ImageStore:
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype not in (torch.uint8, torch.float32):
             raise ValueError(
-                "A store needs uint8 or float32 images [n, D, H, W], "
-                f"got {self.images.dtype} {list(self.images.shape)}: build it with from_arrays."
+                "expected uint8 or float32 images [n, D, H, W], "
+                f"got {self.images.dtype} {list(self.images.shape)}: build the store with from_arrays"
             )
         if self.labels.shape != (len(self.images),) or self.labels.dtype != torch.int64:
             raise ValueError(
-                f"A store needs int64 labels [{len(self.images)}], "
-                f"got {self.labels.dtype} {list(self.labels.shape)}: build it with from_arrays."
+                f"expected int64 labels [{len(self.images)}], "
+                f"got {self.labels.dtype} {list(self.labels.shape)}: build the store with from_arrays"
             )
         if self.labels.device != self.images.device:
             raise ValueError(
-                f"A store needs its labels beside its images on {self.images.device}, got {self.labels.device}: "
-                "move both."
+                f"expected labels beside the images on {self.images.device}, got {self.labels.device}: move both"
             )
         if len(self.normalization.mean) != self.shape[0]:
             raise ValueError(
-                f"Images of {self.shape[0]} channel(s) need as many normalisation values, "
-                f"got {len(self.normalization.mean)}: use the statistics of this data set."
+                f"expected as many normalisation values as the images have channels, {self.shape[0]}, "
+                f"got {len(self.normalization.mean)}: use the statistics of this data set"
             )
         whitening = self.normalization.whitening
         if whitening is not None and whitening.mean.numel() != self.images.shape[1:].numel():
             raise ValueError(
-                f"Images {list(self.shape)} need a ZCA of {self.images.shape[1:].numel()} values, "
-                f"got one of {whitening.mean.numel()}: fit it on this data set."
+                f"expected a ZCA of {self.images.shape[1:].numel()} values for images {list(self.shape)}, "
+                f"got one of {whitening.mean.numel()}: fit it on this data set"
             )
         if len(self.labels) and (int(self.labels.min()) < 0 or int(self.labels.max()) >= self.num_classes):
             raise ValueError(
-                f"Labels of {self.num_classes} classes lie in 0 .. {self.num_classes - 1}, got "
-                f"{int(self.labels.min())} .. {int(self.labels.max())}: renumber them or name every class."
+                f"expected labels of {self.num_classes} classes in 0 .. {self.num_classes - 1}, got "
+                f"{int(self.labels.min())} .. {int(self.labels.max())}: renumber them or name every class"
             )
 
     def __len__(self) -> int:

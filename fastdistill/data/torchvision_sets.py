@@ -1,4 +1,4 @@
-"""The published data sets, read by torchvision."""
+"""The published data sets, in torchvision's folder layout."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from fastdistill.data.arrays import RawData
+from fastdistill.data.arrays import ArrayLike, RawData
+from fastdistill.data.causes import cause_of
+from fastdistill.data.idx import read_idx
 from fastdistill.data.normalization import Normalization
 
 # per-channel statistics of the public gradient-matching code (Zhao et al., 2021), which most published results use
@@ -27,6 +29,10 @@ CLASSES = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
 }
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+GARMENTS = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+# the sets in IDX files, and their classes under torchvision's names
+IDX_CLASSES = {"mnist": tuple(f"{number} - {word}" for number, word in enumerate(DIGITS)), "fashionmnist": GARMENTS}
 
 
 def torchvision_datasets() -> ModuleType:
@@ -56,7 +62,10 @@ def _declare_detection_operators() -> Any:
 
 
 def read_torchvision(name: str, root: Path, *, download: bool) -> RawData:
-    """Reads one of the sets in `NORMALIZATIONS`, in torchvision's own folder layout.
+    """Reads one of the sets in `NORMALIZATIONS`.
+
+    torchvision reads SVHN and CIFAR, whose files it compares with their published md5 before it opens them; CIFAR's
+    are pickles.
 
     Args:
         name: key of `NORMALIZATIONS`.
@@ -66,21 +75,43 @@ def read_torchvision(name: str, root: Path, *, download: bool) -> RawData:
     Raises:
         ValueError: if files are missing or damaged, or cannot be fetched.
     """
-    dataset_class = getattr(torchvision_datasets(), CLASSES[name])
-    splits = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
     try:
-        train, test = (dataset_class(str(root), download=download, **split) for split in splits)
-    except Exception as error:  # missing, truncated and unreachable files raise different types in every reader
+        if name in IDX_CLASSES:
+            train, test = _read_idx_files(name, root, download=download)
+            class_names = IDX_CLASSES[name]
+        else:
+            train, test, class_names = _read_checked_files(name, root, download=download)
+    except (OSError, ValueError) as error:
         advice = "check the connection and the folder" if download else "fetch them with --data.download true"
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"Expected the {name} files in torchvision's layout under {root.absolute()}, but they are missing or "
-            f"cannot be read ({cause}): {advice}."
+            f"expected the {name} files in torchvision's layout under {root.absolute()}, got files that are missing or "
+            f"cannot be read ({cause_of(error)}): {advice}"
         ) from error
+    return RawData(train=train, test=test, class_names=class_names, normalization=NORMALIZATIONS[name])
+
+
+Side = tuple[ArrayLike, ArrayLike]
+
+
+def _read_idx_files(name: str, root: Path, *, download: bool) -> list[Side]:
+    folder = root / CLASSES[name] / "raw"
+    sides = [(folder / f"{side}-images-idx3-ubyte", folder / f"{side}-labels-idx1-ubyte") for side in ("train", "t10k")]
+    if download and not all(path.is_file() for side in sides for path in side):
+        _make(name, root, download=True)
+    return [(read_idx(images, 3), read_idx(labels, 1)) for images, labels in sides]
+
+
+def _read_checked_files(name: str, root: Path, *, download: bool) -> tuple[Side, Side, tuple[str, ...]]:
+    splits = [{"split": "train"}, {"split": "test"}] if name == "svhn" else [{"train": True}, {"train": False}]
     targets = "labels" if name == "svhn" else "targets"
-    return RawData(
-        train=(train.data, getattr(train, targets)),
-        test=(test.data, getattr(test, targets)),
-        class_names=tuple(getattr(train, "classes", map(str, range(10)))),
-        normalization=NORMALIZATIONS[name],
-    )
+    train, test = (_make(name, root, download=download, **split) for split in splits)
+    class_names = tuple(getattr(train, "classes", map(str, range(10))))
+    return (train.data, getattr(train, targets)), (test.data, getattr(test, targets)), class_names
+
+
+def _make(name: str, root: Path, **options: Any) -> Any:
+    dataset_class = getattr(torchvision_datasets(), CLASSES[name])
+    try:
+        return dataset_class(str(root), **options)
+    except Exception as error:  # missing, truncated and unreachable files raise different types in every reader
+        raise ValueError(cause_of(error)) from error

@@ -36,8 +36,8 @@ class Whitening:
         square = (self.mean.numel(), self.mean.numel())
         if self.mean.ndim != 1 or self.matrix.shape != square or self.inverse.shape != square:
             raise ValueError(
-                f"A whitening needs a mean [d] and two matrices [d, d], got {tuple(self.mean.shape)}, "
-                f"{tuple(self.matrix.shape)} and {tuple(self.inverse.shape)}: pass the three tensors of one fit_zca."
+                f"expected a mean [d] and two matrices [d, d], got {tuple(self.mean.shape)}, "
+                f"{tuple(self.matrix.shape)} and {tuple(self.inverse.shape)}: pass the three tensors of one fit_zca"
             )
 
     def to(self, device: torch.device | str) -> Whitening:
@@ -60,8 +60,8 @@ def fit_zca(images: Tensor, *, epsilon: float = 0.1) -> Whitening:
     """
     if len(images) < 2 or not epsilon > 0:
         raise ValueError(
-            f"ZCA needs at least 2 training images and a positive epsilon, got {len(images)} and {epsilon}: "
-            "give more images or leave epsilon at 0.1."
+            f"expected at least 2 training images and a positive epsilon for ZCA, got {len(images)} and {epsilon}: "
+            "give more images or leave epsilon at 0.1"
         )
     divisor = 255.0 if images.dtype == torch.uint8 else 1.0
     flat = images.flatten(1)

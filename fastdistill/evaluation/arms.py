@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -20,12 +20,13 @@ from fastdistill.students.ensemble import student_module
 
 # students that select are others than students that test, else "best" would be chosen for the ones it is shown to
 _SELECTING = 1 << 31
+WHOLE = "whole training set"
 
 
 class Judge:
     """Evaluates one run's images.
 
-    Validation during the run uses the held-out part of the training set; the test set is used by `table` alone.
+    Validation during the run uses the held-out part of the training set; the test set is used by `arms` alone.
 
     Args:
         config: the run.
@@ -63,57 +64,68 @@ class Judge:
         quick = self._protocol.with_epochs(min(evaluation.validation_epochs, self._protocol.epochs))
         return self._images(images, evaluation.validation_students, self._validation, quick, first_student=_SELECTING)
 
-    def table(self, images: Tensor, best: Tensor | None, progress: Silent) -> dict[str, Any]:
-        """Test accuracy of every arm, by the configured protocol.
+    def arms(
+        self, images: Tensor, best: Tensor | None, progress: Silent, done: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[dict[str, Any]]:
+        """Yields the test accuracy of every arm as soon as it is measured, by the configured protocol.
 
         Args:
             images: the last synthetic images ``[R, C, M, D, H, W]``.
             best: those with the best validation accuracy, where any were selected; the very tensor ``images`` where
                 the last ones were.
             progress: what is said meanwhile.
+            done: arms that an earlier start has measured already; they are yielded as they are.
 
-        Returns:
-            ``protocol``, ``architecture`` and ``arms``: a list of dicts of name, mean, std, per-student and per-run
-            accuracies, students, images, epochs and seconds.
+        Yields:
+            Name, mean, std, per-student and per-run accuracies, students, images, epochs and seconds.
         """
+        before = {arm["arm"]: dict(arm) for arm in done}
         evaluation, runs = self._config.evaluation, images.shape[0]
-        arms: dict[str, Evaluation] = {}
+        last = "distilled (last)"
 
-        def judged(name: str, images: Tensor, students: int) -> None:
-            arms[name] = self._images(
+        def judged(name: str, images: Tensor, students: int) -> dict[str, Any]:
+            if name in before:
+                return before[name]
+            result = self._images(
                 images, students, self._test, self._protocol, progress=progress, title=f"testing: {name}"
             )
+            return _arm(name, result, runs if name.startswith("distilled") else 1)
 
-        judged("distilled (last)", images, evaluation.students)
+        first = judged(last, images, evaluation.students)
+        yield first
         if best is images:
-            arms["distilled (best on validation)"] = replace(arms["distilled (last)"], seconds=0.0)
+            yield {**first, "arm": "distilled (best on validation)", "seconds": 0.0}
         elif best is not None:
-            judged("distilled (best on validation)", best, evaluation.students)
+            yield judged("distilled (best on validation)", best, evaluation.students)
         if evaluation.random_real and min(self._train.class_sizes) < self._config.ipc:
             progress.say(f"no random real arm: a class has fewer than {self._config.ipc} training images")
         elif evaluation.random_real:
             # every student has its own draw, as a run of its own
-            judged("random real", self._random_real(runs * evaluation.students), 1)
+            yield judged("random real", self._random_real(runs * evaluation.students), 1)
         if evaluation.whole_epochs:
-            epochs = min(evaluation.whole_epochs, self._protocol.epochs)
-            arms["whole training set"] = evaluate_students(
-                self._module,
-                store_fetch(self._train, self._dtype),
-                len(self._train),
-                self._test,
-                self._protocol.with_epochs(epochs),
-                students=torch.arange(evaluation.whole_students, device=self._test.device),
-                seed=self._config.seed,
-                distribution=self._config.student.weights,
-                dtype=self._dtype,
-                progress=progress,
-                title="testing: whole training set",
-            )
-        return {
-            "protocol": self._protocol.name,
-            "architecture": self._config.student.architecture,
-            "arms": [_arm(name, result, runs if name.startswith("distilled") else 1) for name, result in arms.items()],
-        }
+            yield before.get(WHOLE) or _arm(WHOLE, self._whole(progress), 1)
+
+    @property
+    def conditions(self) -> dict[str, str]:
+        """What the arms hold for: ``protocol`` and ``architecture``."""
+        return {"protocol": self._protocol.name, "architecture": self._config.student.architecture}
+
+    def _whole(self, progress: Silent) -> Evaluation:
+        evaluation = self._config.evaluation
+        epochs = min(evaluation.whole_epochs, self._protocol.epochs)
+        return evaluate_students(
+            self._module,
+            store_fetch(self._train, self._dtype),
+            len(self._train),
+            self._test,
+            self._protocol.with_epochs(epochs),
+            students=torch.arange(evaluation.whole_students, device=self._test.device),
+            seed=self._config.seed,
+            distribution=self._config.student.weights,
+            dtype=self._dtype,
+            progress=progress,
+            title=f"testing: {WHOLE}",
+        )
 
     def _images(
         self,

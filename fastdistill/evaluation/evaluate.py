@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 
 import torch
@@ -14,6 +14,7 @@ from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import choose_batching, forward_cost
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.protocols import Protocol
+from fastdistill.evaluation.replay import replay_students
 from fastdistill.progress import Silent
 from fastdistill.students.training import Fetch, count_correct, image_fetch, train_students
 from fastdistill.students.weights import initial_buffers, initial_weights
@@ -28,9 +29,10 @@ class Evaluation:
     Attributes:
         per_student: test accuracy of every student, a share in [0, 1].
         protocol: name of the protocol.
-        epochs: epochs as the protocol counts them.
+        epochs: epochs as the protocol counts them; 0 for the protocol ``own``.
         images: training images per student.
         seconds: wall-clock time of training and testing.
+        steps: steps of the protocol ``own``; 0 for the others.
     """
 
     per_student: tuple[float, ...]
@@ -38,6 +40,7 @@ class Evaluation:
     epochs: int
     images: int
     seconds: float
+    steps: int = 0
 
     @property
     def mean(self) -> float:
@@ -49,10 +52,15 @@ class Evaluation:
         """Standard deviation over students (of the population, as the field's tables print it)."""
         return pstdev(self.per_student)
 
+    @property
+    def duration(self) -> str:
+        """How long students trained, in words."""
+        return f"{self.steps} steps of the images' own" if self.steps else f"{self.epochs} epochs"
+
     def __str__(self) -> str:
         return (
             f"{100 * self.mean:.2f} ± {100 * self.std:.2f} % over {len(self.per_student)} students "
-            f"(protocol {self.protocol}, {self.epochs} epochs, {self.images} images)"
+            f"(protocol {self.protocol}, {self.duration}, {self.images} images)"
         )
 
 
@@ -115,20 +123,31 @@ def evaluate_students(
         module, distribution, seed=seed, step=0, students=students, purpose=Purpose.EVALUATION_WEIGHTS
     ).to(dtype)
     buffers = initial_buffers(module, len(students), dtype=dtype, device=test.device)
-    with (progress or Silent()).stage(title, protocol.training.epochs) as advance:
-        weights, buffers = train_students(
-            primitive(min(count, protocol.training.batch)),
-            weights,
-            buffers,
-            fetch,
-            count,
-            protocol.training,
-            seed=seed,
-            students=students,
-            purpose=Purpose.EVALUATION_MINIBATCH,
-            augment=protocol.augment(seed, students),
-            progress=lambda epoch: advance(epoch, ""),
-        )
+    replay = protocol.replay
+    with (progress or Silent()).stage(title, protocol.training.epochs if replay is None else replay.steps) as advance:
+        if replay is not None:
+            weights, buffers = replay_students(
+                primitive(replay.order.shape[1]),
+                weights,
+                buffers,
+                fetch,
+                replay,
+                progress=lambda step: advance(step, ""),
+            )
+        else:
+            weights, buffers = train_students(
+                primitive(min(count, protocol.training.batch)),
+                weights,
+                buffers,
+                fetch,
+                count,
+                protocol.training,
+                seed=seed,
+                students=students,
+                purpose=Purpose.EVALUATION_MINIBATCH,
+                augment=protocol.augment(seed, students),
+                progress=lambda epoch: advance(epoch, ""),
+            )
     tester = primitive(_TEST_BLOCK)
     correct = torch.zeros(len(students), dtype=torch.int64, device=test.device)
     for block in torch.arange(len(test), device=test.device).split(_TEST_BLOCK):
@@ -139,6 +158,7 @@ def evaluate_students(
         epochs=protocol.epochs,
         images=count,
         seconds=time.perf_counter() - begin,
+        steps=protocol.steps,
     )
 
 
@@ -179,6 +199,8 @@ def evaluate_images(
     runs = images.shape[0]
     images = images.to(dtype)
     own = images[0] if runs == 1 else images.repeat_interleave(max(students, 0), dim=0)
+    if protocol.replay is not None:
+        protocol = replace(protocol, replay=protocol.replay.spread(max(students, 0)))
     return evaluate_students(
         module,
         image_fetch(own, labels),

@@ -2,7 +2,8 @@
 
 ``dc`` (Zhao et al. 2021) and ``dsa`` (Zhao and Bilen 2021) repeat the published code's schedule, quirks included: E+1
 epochs are run, the learning rate falls to a tenth after epoch ⌊E/2⌋+1 counted from 0, and a new optimiser is built
-there, which loses the momentum. ``default`` is ours: exactly E epochs of cosine decay, no augmentation.
+there, which loses the momentum. ``default`` is ours: exactly E epochs of cosine decay, no augmentation. ``own`` is for
+images that were learned with steps and rates of their own and replays these, with plain SGD and no augmentation.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from fastdistill.augmentation import dc, dsa
 from fastdistill.draws import Purpose
+from fastdistill.evaluation.replay import Replay
 from fastdistill.students.training import Training
 
-PROTOCOLS = ("dc", "dsa", "default")
+PROTOCOLS = ("dc", "dsa", "default", "own")
 DIGITS = ("digits", "mnist", "svhn")  # mirrored digits are other signs
 
 
@@ -26,10 +28,11 @@ class Protocol:
 
     Attributes:
         name: one of ``PROTOCOLS``.
-        epochs: ``E`` as papers count it.
+        epochs: ``E`` as papers count it; 0 for ``own``, which counts steps.
         training: what is run.
         augmentation: strategy of the augmentation, or ``none``.
         align_corners: of DSA's sampling grid.
+        replay: the images' own steps and rates, run in place of ``training``; for ``own`` alone.
     """
 
     name: str
@@ -37,13 +40,24 @@ class Protocol:
     training: Training
     augmentation: str
     align_corners: bool = True
+    replay: Replay | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of ``own``; 0 for protocols that count epochs."""
+        return 0 if self.replay is None else self.replay.steps
 
     def with_epochs(self, epochs: int) -> Protocol:
         """The same protocol over another number of epochs.
 
         Raises:
-            ValueError: for no epochs.
+            ValueError: for no epochs, or for the protocol ``own``.
         """
+        if self.replay is not None:
+            raise ValueError(
+                f"expected no epochs for the protocol own, which replays the images' own {self.steps} steps, got "
+                f"{epochs}: leave epochs out or choose another protocol"
+            )
         if epochs < 1:
             raise ValueError(f"expected at least one epoch, got {epochs}: raise epochs")
         return replace(self, epochs=epochs, training=_training(self.name, epochs))
@@ -89,21 +103,37 @@ def _training(name: str, epochs: int) -> Training:
     return replace(ours, epochs=epochs + 1, schedule="step", decay_epoch=epochs // 2 + 2, restart=True)
 
 
-def protocol(name: str, *, dataset: str, architecture: str, norm: str, align_corners: bool = True) -> Protocol:
+def protocol(
+    name: str,
+    *,
+    dataset: str,
+    architecture: str,
+    norm: str,
+    align_corners: bool = True,
+    replay: Replay | None = None,
+) -> Protocol:
     """The protocol of a name for a data set and the norm of the evaluated architecture.
 
     Args:
-        name: ``dc``, ``dsa`` or ``default``.
+        name: ``dc``, ``dsa``, ``default`` or ``own``.
         dataset: name of the data set, such as ``mnist``.
         architecture: of the evaluated student.
         norm: of the evaluated student; a convnet with batch norm gets noise and crops in ``dc``.
         align_corners: of DSA's sampling grid, as the images were distilled.
+        replay: the images' own steps and rates, where they have any; ``own`` needs them, the others leave them out.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or ``own`` for images without steps of their own.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"expected a protocol among {', '.join(PROTOCOLS)}, got {name!r}: choose one of these")
+    if name == "own":
+        if replay is None:
+            raise ValueError(
+                "expected images with steps and rates of their own for the protocol own, got images without: choose "
+                "dc, dsa or default"
+            )
+        return Protocol(name=name, epochs=0, training=Training(epochs=0), augmentation="none", replay=replay)
     epochs, augmentation = 300, "none"
     if name == "dsa":
         epochs = 1000

@@ -1,6 +1,7 @@
-"""Checkpoints: one folder a step, ``state.safetensors`` and a manifest with its sha256, written whole.
+"""Checkpoints: one folder a step with ``state.safetensors``, a manifest with its sha256, and the manifest's own sha256.
 
-Everything that outlives an outer step is inside, with the plan that it was computed by. Randomness needs no state.
+Everything that outlives an outer step is inside, with the plan that it was computed by. Randomness needs no state. A
+folder appears whole, by a rename, and is never written again.
 """
 
 from __future__ import annotations
@@ -8,23 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fastdistill.files import sync_folder
+from fastdistill.files import sync, write_synced
 from fastdistill.loop.outer import Best, State
 from fastdistill.loop.plan import Plan
 from fastdistill.students.ensemble import Students
 
 _log = logging.getLogger(__name__)
-_SCHEMA = 1
+_SCHEMA = 2
+_STATE, _MANIFEST, _SUM = "state.safetensors", "manifest.json", "manifest.json.sha256"
 _KEPT = 2  # the newest and the one before, to fall back to
 
 
@@ -70,13 +72,12 @@ def save_checkpoint(
         plan: how it was computed.
         config_hash: of the run's configuration.
         elapsed_s: wall-clock time of the run so far.
+
+    Raises:
+        OSError: naming the file that could not be written; the checkpoints before are as they were.
     """
     target = folder / f"step-{state.step:06d}"
-    if target.exists():  # what stands there did not verify, or the run would have gone on from it
-        shutil.rmtree(target)
     temporary = folder / f"{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     content = save(_tensors(state, best))
     manifest = {
         "schema": _SCHEMA,
@@ -85,40 +86,96 @@ def save_checkpoint(
         "elapsed_s": elapsed_s,
         "config_hash": config_hash,
         "plan": plan.as_dict(),
-        "files": {"state.safetensors": {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}},
+        "files": {_STATE: {"sha256": _sha256(content), "bytes": len(content)}},
     }
-    for name, data in (("state.safetensors", content), ("manifest.json", json.dumps(manifest, indent=1).encode())):
-        with (temporary / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    sync_folder(temporary)
-    temporary.rename(target)
-    sync_folder(folder)
+    described = json.dumps(manifest, indent=1).encode()
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        for name, data in ((_STATE, content), (_MANIFEST, described), (_SUM, _sum_line(described))):
+            write_synced(temporary / name, data)
+        sync(temporary)
+        # the run would have gone on from a checkpoint at or past this step if it had verified
+        for path in _folders(folder):
+            if _step(path) >= state.step:
+                _set_aside(path)
+        temporary.rename(target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)  # what a full disk has room for, the next attempt needs
+        raise
+    sync(folder)
     for old in _folders(folder)[:-_KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return target
 
 
-def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that verifies, on the CPU; None where there is none."""
+def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
+    """The newest checkpoint that verifies, on the CPU; None where there is none.
+
+    Every truncation and every changed byte is found; such a checkpoint is logged and the one before is tried.
+
+    Args:
+        folder: the run's checkpoint folder.
+        config_hash: of the run's configuration.
+
+    Raises:
+        ValueError: when the checkpoint is sound but of another configuration or another version of fastdistill.
+    """
     for path in reversed(_folders(folder)):
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
+            manifest, tensors = _verified(path)
+            if manifest["schema"] == _SCHEMA and manifest["config_hash"] == config_hash:
+                return _restore(tensors, manifest)
+            found, expected = manifest["config_hash"], config_hash
             if manifest["schema"] != _SCHEMA:
-                raise ValueError(f"its schema is {manifest['schema']}, not {_SCHEMA}")
-            content = (path / "state.safetensors").read_bytes()
-            if hashlib.sha256(content).hexdigest() != manifest["files"]["state.safetensors"]["sha256"]:
-                raise ValueError("its sha256 is not the manifest's")
-            return _restore(load(content), manifest)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("checkpoint %s is damaged (%s); falling back to the one before", path, error)
+                found, expected = f"schema {manifest['schema']}", f"schema {_SCHEMA}"
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+            _log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, error)
+            continue
+        raise ValueError(
+            f"expected a checkpoint of this configuration and version ({expected}) in {path}, got {found}: choose "
+            "another --name, or remove the run folder"
+        )
     return None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sum_line(manifest: bytes) -> bytes:
+    """The form that ``sha256sum --check`` reads."""
+    return f"{_sha256(manifest)}  {_MANIFEST}\n".encode()
+
+
+def _verified(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Manifest and tensors of a checkpoint whose every byte is what was written."""
+    described = (path / _MANIFEST).read_bytes()
+    if (path / _SUM).read_bytes() != _sum_line(described):
+        raise ValueError(f"the sha256 of {_MANIFEST} is not the one in {_SUM}")
+    manifest = json.loads(described)
+    content = (path / _STATE).read_bytes()
+    if _sha256(content) != manifest["files"][_STATE]["sha256"]:
+        raise ValueError(f"the sha256 of {_STATE} is not the one in {_MANIFEST}")
+    return manifest, load(content)
 
 
 def _folders(folder: Path) -> list[Path]:
     """The finished step folders, by step."""
-    return sorted(folder.glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted((path for path in folder.glob("step-*") if _step(path) >= 0), key=_step)
+
+
+def _step(path: Path) -> int:
+    """The step of a finished folder's name; −1 for any other name."""
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isdecimal() and number.isascii() else -1
+
+
+def _set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint, which may still be of use to its owner, out of the way."""
+    aside = path.with_name(f"{path.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
 
 
 def _restore(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Checkpoint:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fastdistill.config import StudentConfig
-from fastdistill.data.sources import load_source
-from fastdistill.data.store import ImageStore
-from fastdistill.evaluation.evaluate import Evaluation, evaluate_images
-from fastdistill.evaluation.protocols import protocol as protocol_of
-from fastdistill.loop.plan import resolve_device
-from fastdistill.loop.record import BEST_FILE, LAST_FILE
+from fastdistill.evaluation.evaluate import Evaluation
+from fastdistill.files import append
+from fastdistill.loop.examination import examination, images_file
 from fastdistill.progress import Silent
-from fastdistill.students.ensemble import student_module
-from fastdistill.synthetic.distilled import load
-
-_FILES = {"last": LAST_FILE, "best": BEST_FILE}
+from fastdistill.synthetic.distilled import load_file
 
 
 def evaluate_run(
@@ -34,6 +26,7 @@ def evaluate_run(
     device: str = "auto",
     source: str | None = None,
     root: str | None = None,
+    random_real: bool = True,
     progress: Silent | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
     """Evaluates a run's images and appends the result to the folder's ``evaluations.jsonl``.
@@ -42,13 +35,14 @@ def evaluate_run(
         folder: the run folder, or one of its files of images.
         student: fields of `StudentConfig` that differ from the run's.
         students: fresh students per run.
-        protocol: the run's by default.
+        protocol: by default ``own`` for images with steps and rates of their own, else the run's.
         epochs: the protocol's by default.
         images: ``last`` or ``best`` (on validation).
         seed: of every draw.
         device: auto, cpu or cuda.
         source: where the test set is, where it has moved; the run's by default.
         root: folder of torchvision's sets; the run's by default.
+        random_real: also judge as many random real images, in the same way.
         progress: what is said meanwhile.
 
     Returns:
@@ -57,54 +51,31 @@ def evaluate_run(
     Raises:
         ValueError: for a folder without a finished run, or settings that do not fit it.
     """
-    if images not in _FILES:
-        raise ValueError(f"expected images among {', '.join(_FILES)}, got {images!r}: choose one of these")
-    file = folder if folder.is_file() else folder / _FILES[images]
-    folder = file.parent
-    if images == "best" and not file.exists() and (folder / LAST_FILE).exists():
-        raise ValueError(f"expected images selected on validation in {folder}, got a run that selected none: use last")
-    distilled = load(file)
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-    except OSError as error:
-        raise ValueError(
-            f"expected config.yaml beside the images in {folder}, found none: name a run folder"
-        ) from error
-    chosen = StudentConfig(**{**config["student"], "initialization": "fresh", "pretrained": "", **student})
-    place = resolve_device(device)
-    data = config["data"]
-    real = load_source(source or data["source"], root=root or data["root"])
-    test = ImageStore(
-        images=real.test.images,
-        labels=real.test.labels,
-        class_names=distilled.class_names,
-        normalization=distilled.normalization,
-    ).to(place)
-    rules = protocol_of(
-        protocol or config["evaluation"]["protocol"],
-        dataset=data["source"],
-        architecture=chosen.architecture,
-        norm=chosen.norm,
-        align_corners=config["method"]["align_corners"],
+    file = images_file(folder, images)
+    distilled = load_file(file)
+    test = examination(
+        file.parent,
+        distilled,
+        student=student,
+        students=students,
+        protocol=protocol,
+        seed=seed,
+        device=device,
+        source=source,
+        root=root,
     )
     if epochs is not None:
-        rules = rules.with_epochs(epochs)
-    evaluation = evaluate_images(
-        student_module(chosen, test.shape, test.num_classes),
-        distilled.images.to(place),
-        distilled.labels.to(place),
-        test,
-        rules,
-        students=students,
-        seed=seed,
-        distribution=chosen.weights,
-        progress=progress,
-    )
+        test = replace(test, rules=test.rules.with_epochs(epochs))
+    evaluation = test.judge(distilled, progress=progress)
+    beside = test.random_real(distilled, progress=progress) if random_real else None
+    fresh = asdict(test.student)
     line = {
-        "architecture": chosen.architecture,
-        "norm": chosen.norm,
-        "protocol": rules.name,
-        "epochs": rules.epochs,
+        **{
+            name: fresh[name] for name in ("architecture", "depth", "width", "norm", "activation", "pooling", "weights")
+        },
+        "protocol": evaluation.protocol,
+        "epochs": evaluation.epochs,
+        "steps": evaluation.steps,
         "images": file.name,
         "seed": seed,
         "mean": evaluation.mean,
@@ -112,6 +83,7 @@ def evaluate_run(
         "per_student": evaluation.per_student,
         "seconds": evaluation.seconds,
     }
-    with (folder / "evaluations.jsonl").open("a") as log:
-        log.write(json.dumps(line) + "\n")
+    if beside is not None:
+        line |= {"random_real_mean": beside.mean, "random_real_std": beside.std}
+    append(file.parent / "evaluations.jsonl", (json.dumps(line) + "\n").encode())
     return evaluation, line

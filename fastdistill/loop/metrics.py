@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-from fastdistill.files import write_whole
+from fastdistill.files import append, sync, write_whole
 
 
 class MetricsLog:
@@ -22,26 +24,38 @@ class MetricsLog:
         self._values: dict[str, list[float]] = {}
         kept: list[str] = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     values = json.loads(line)
-                except json.JSONDecodeError:
+                except (json.JSONDecodeError, RecursionError):
                     continue  # the last line of a run that was killed while writing it
-                if values["step"] <= step:
+                if isinstance(values, dict) and isinstance(values.get("step"), int) and values["step"] <= step:
                     kept.append(line)
                     self._remember(values)
             write_whole(path, "".join(f"{line}\n" for line in kept).encode())
 
-    def write(self, step: int, time_s: float, values: dict[str, float]) -> None:
+    def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
         """Appends the values of a step; ``time_s`` is the wall-clock time of the run."""
         self._remember(values)
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "time_s": round(time_s, 3), **values}) + "\n")
+        self._append({"step": step, "time_s": round(time_s, 3), **values})
+
+    def note(self, step: int, time_s: float, text: str) -> None:
+        """Appends something that happened at a step, in words."""
+        self._append({"step": step, "time_s": round(time_s, 3), "note": text})
+
+    def sync(self) -> None:
+        """Makes everything appended so far survive a power loss."""
+        if self._path.exists():
+            sync(self._path)
 
     def median(self, name: str) -> float:
         """The median of everything written under a name."""
         return median(self._values[name])
 
-    def _remember(self, values: dict[str, float]) -> None:
+    def _append(self, line: Mapping[str, Any]) -> None:
+        append(self._path, f"{json.dumps(line)}\n".encode())
+
+    def _remember(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
-            self._values.setdefault(name, []).append(value)
+            if isinstance(value, int | float):
+                self._values.setdefault(name, []).append(value)

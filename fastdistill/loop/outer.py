@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdistill.config import MatchingConfig
+from fastdistill.methods.image_gradient import ImageGradient
 from fastdistill.students.ensemble import Students
 
 
@@ -22,11 +23,14 @@ class Method(Protocol):
     def prepare(self, students: Students, step: int) -> Students:
         """The students as they are matched at a step, such as with statistics of real images."""
 
-    def gradient(self, images: Tensor, students: Students, step: int) -> tuple[Tensor, Tensor]:
-        """Gradient in the images ``[R, C, M, D, H, W]`` and loss of every student ``[S]``."""
+    def gradient(self, images: Tensor, students: Students, step: int) -> ImageGradient:
+        """Gradient in the images ``[R, C, M, D, H, W]``, of the students that are finite."""
 
     def advance(self, images: Tensor, students: Students, step: int) -> Students | None:
         """Students after training on the updated images, or None where new ones begin."""
+
+    def locate(self, images: Tensor, students: Students, step: int, student: int) -> str:
+        """Where student number ``student`` of these stopped being finite; empty when not found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,33 +91,68 @@ class Best:
         )
 
 
-def outer_step(
-    method: Method, state: State, *, learning_rate: float, momentum: float
-) -> tuple[State, dict[str, Tensor]]:
-    """Advances the state by one update of the images by SGD with momentum.
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one outer step found, all on the device.
 
-    Returns:
-        The new state, and device scalars ``outer/loss``, ``outer/loss_std`` (over students) and ``outer/grad_norm``.
+    Attributes:
+        values: scalars ``outer/loss``, ``outer/loss_std`` (over the finite students), ``outer/grad_norm`` and
+            ``outer/masked``, the number of students that were not finite.
+        finite: bool ``[R·S]``.
+        sound: bool scalar; False where too many students or the images' gradient were not finite. The images then
+            stayed as they were.
+    """
+
+    values: dict[str, Tensor]
+    finite: Tensor
+    sound: Tensor
+
+
+def outer_step(
+    method: Method, state: State, *, learning_rate: float, momentum: float, masked_share: float = 0.0
+) -> tuple[State, Step]:
+    """Advances the state by one update of the images by SGD with momentum, without waiting for the device.
+
+    Args:
+        method: gives the gradient.
+        state: before the step.
+        learning_rate: of the images.
+        momentum: of the images.
+        masked_share: largest share of students that may be non-finite for the update to take place.
     """
     students = method.prepare(state.students or method.fresh(state.step), state.step)
-    gradient, loss = method.gradient(state.images, students, state.step)
-    velocity = momentum * state.velocity + gradient
-    images = state.images - learning_rate * velocity
-    metrics = {
-        "outer/loss": loss.mean(),
-        "outer/loss_std": loss.std(correction=0),
-        "outer/grad_norm": torch.linalg.vector_norm(gradient),
+    found = method.gradient(state.images, students, state.step)
+    finite, count = found.finite, found.finite.sum()
+    sound = (len(finite) - count <= masked_share * len(finite)) & found.gradient.sum().isfinite()
+    velocity = momentum * state.velocity + found.gradient
+    images = torch.where(sound, state.images - learning_rate * velocity, state.images)
+    values = {
+        "outer/loss": (mean := torch.where(finite, found.loss, 0).sum() / count),
+        "outer/loss_std": (torch.where(finite, found.loss - mean, 0).square().sum() / count).sqrt(),
+        "outer/grad_norm": torch.linalg.vector_norm(found.gradient),
+        "outer/masked": len(finite) - count,
     }
     following = method.advance(images, students, state.step)
-    return replace(state, step=state.step + 1, images=images, velocity=velocity, students=following), metrics
+    after = replace(
+        state,
+        step=state.step + 1,
+        images=images,
+        velocity=torch.where(sound, velocity, state.velocity),
+        students=following,
+    )
+    return after, Step(values=values, finite=finite, sound=sound)
 
 
 def outer_steps(
-    method: Method, state: State, config: MatchingConfig, until: int
-) -> Iterator[tuple[State, dict[str, Tensor]]]:
-    """Yields the state and metrics of every outer step up to step ``until``."""
+    method: Method, state: State, config: MatchingConfig, until: int, *, masked_share: float = 0.0
+) -> Iterator[tuple[State, Step]]:
+    """Yields the state and findings of every outer step up to step ``until``."""
     while state.step < until:
-        state, metrics = outer_step(
-            method, state, learning_rate=config.image_learning_rate, momentum=config.image_momentum
+        state, step = outer_step(
+            method,
+            state,
+            learning_rate=config.image_learning_rate,
+            momentum=config.image_momentum,
+            masked_share=masked_share,
         )
-        yield state, metrics
+        yield state, step

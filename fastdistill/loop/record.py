@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from fastdistill.evaluation.arms import Judge
 from fastdistill.files import write_whole
 from fastdistill.loop.checkpoint import save_checkpoint
 from fastdistill.loop.environment import peak_memory_mb
+from fastdistill.loop.guard import Guard
 from fastdistill.loop.metrics import MetricsLog
-from fastdistill.loop.outer import Best, State
+from fastdistill.loop.outer import Best, Method, State, Step
 from fastdistill.loop.plan import Plan
 from fastdistill.progress import Advance
+from fastdistill.report.board import open_board
 from fastdistill.synthetic.distilled import Distilled
 
 LAST_FILE, BEST_FILE = "distilled.safetensors", "distilled-best.safetensors"
@@ -51,6 +53,8 @@ class Recorder:
         folder: its folder.
         plan: how it is computed.
         judge: measures validation accuracy.
+        method: for naming where a student stopped being finite.
+        say: takes messages.
         as_artefact: makes the artefact of images ``[R, C, M, D, H, W]``.
         config_hash: of the configuration.
         elapsed_s: wall-clock time of the run before this start.
@@ -65,6 +69,8 @@ class Recorder:
         plan: Plan,
         judge: Judge,
         *,
+        method: Method,
+        say: Callable[[str], None],
         as_artefact: Callable[[Tensor], Distilled],
         config_hash: str,
         elapsed_s: float,
@@ -73,32 +79,45 @@ class Recorder:
     ) -> None:
         self._config, self._folder, self._plan, self._judge = config, folder, plan, judge
         self._as_artefact, self._hash, self._best = as_artefact, config_hash, best
+        self._guard, self._say = Guard(method, self._note), say
         self._device = state.images.device
         self._metrics = MetricsLog(folder / "metrics.jsonl", state.step)
+        self._board = open_board(folder, state.step)
         self._begin = time.perf_counter() - elapsed_s
         self._tick, self._ticked = time.perf_counter(), state.step
         self._remark = ""
 
-    def after_step(self, state: State, values: Mapping[str, Tensor], *, last: bool, advance: Advance) -> None:
-        """Logs, selects, pictures and saves as often as the configuration says, and at the last step of this start."""
+    def after_step(self, before: State, state: State, found: Step, *, last: bool, advance: Advance) -> None:
+        """Logs, selects, pictures and saves as often as the configuration says, and at the last step of this start.
+
+        Raises:
+            RunFailed: when too many students were not finite; nothing is saved then.
+        """
         config, step = self._config, state.step
+        self._guard.watch(before, found)
         if step % config.log_every == 0 or last:
-            self._remark = f"loss {self._log(step, values):.4f}"
+            self._remark = f"loss {self._log(step, found.values):.4f}"
         advance(step, self._remark)
         every = config.evaluation.validation_every
         if every and (step % every == 0 or step == config.method.steps):
             self._select(state)
         if config.picture_every and step % config.picture_every == 0:
-            self._picture(f"images-{step:06d}.png", self._as_artefact(state.images))
+            self._picture(step, f"images-{step:06d}.png", self._as_artefact(state.images))
         if step % config.checkpoint_every == 0 or last:
-            save_checkpoint(
-                self._folder / "checkpoints",
-                state,
-                self._best,
-                self._plan,
-                config_hash=self._hash,
-                elapsed_s=self._elapsed(),
-            )
+            self.save(state)
+
+    def save(self, state: State) -> None:
+        """Saves a checkpoint of what the guard finds sound."""
+        self._guard.look()
+        self._metrics.sync()
+        save_checkpoint(
+            self._folder / "checkpoints",
+            state,
+            self._best,
+            self._plan,
+            config_hash=self._hash,
+            elapsed_s=self._elapsed(),
+        )
 
     def candidate(self, state: State) -> Tensor | None:
         """The selected images; the very same tensor as the last ones where those were selected."""
@@ -106,17 +125,23 @@ class Recorder:
             return None
         return state.images if set(self._best.step) == {state.step} else self._best.images
 
-    def finish(self, state: State) -> Result:
-        """Writes the artefacts, the results without arms, and the report."""
+    def finish(self, state: State, arms: Sequence[Mapping[str, Any]] = ()) -> Result:
+        """Writes the artefacts, the results so far and the report.
+
+        Args:
+            state: after the last step.
+            arms: those that an earlier start has judged.
+        """
         last = self._as_artefact(state.images)
         best = None if self._best is None else self._as_artefact(self._best.images)
         last.save(self._folder / LAST_FILE)
         if best is not None:
             best.save(self._folder / BEST_FILE)
-        self._picture("images.png", last)
+        self._picture(state.step, "images.png", last)
         peak = peak_memory_mb(self._device)
         table: dict[str, Any] = {
             "name": self._config.name,
+            "config_hash": self._hash,
             "steps": state.step,
             "distill_s": self._elapsed(),
             "step_s": self._metrics.median("perf/step_s"),
@@ -124,32 +149,57 @@ class Recorder:
             "peak_mb": peak,
             "plan": self._plan.as_dict(),
             "best_step": None if self._best is None else self._best.step,
-            "arms": [],
+            "judged": False,
+            "arms": list(arms),
         }
-        return self.write_results(Result(distilled=last, best=best, table=table, folder=self._folder))
+        result = Result(distilled=last, best=best, table=table, folder=self._folder)
+        self.keep(table)
+        self._draw(table)
+        return result
 
-    def write_results(self, result: Result) -> Result:
-        """Writes ``results.json`` and what is drawn from it."""
+    def keep(self, table: Mapping[str, Any]) -> None:
+        """Writes ``results.json``; a judgement that is killed goes on behind the last arm in it."""
+        write_whole(self._folder / "results.json", json.dumps(table, indent=1).encode())
+
+    def judged(self, result: Result, arms: Sequence[Mapping[str, Any]], conditions: Mapping[str, str]) -> Result:
+        """Writes the judged results, and what is drawn from them."""
+        table = {**result.table, **conditions, "arms": list(arms), "peak_mb": peak_memory_mb(self._device)}
+        for arm in arms:
+            name = f"eval/{arm['arm']}"
+            self._write(table["steps"], {f"{name}/acc_mean": arm["mean"], f"{name}/acc_std": arm["std"]})
+        self.keep({**table, "judged": True})
+        self._draw({**table, "judged": True})
+        return replace(result, table={**table, "judged": True})
+
+    def close(self) -> None:
+        """Ends what is open."""
+        if self._board is not None:
+            self._board.close()
+
+    def _draw(self, table: Mapping[str, Any]) -> None:
         # matplotlib and jinja2 take longer to import than a small run takes for a step, so they wait until here
-        from fastdistill.report.figures import read_metrics, save_curves
+        from fastdistill.report.curves import save_curves
+        from fastdistill.report.metrics import read_metrics
         from fastdistill.report.page import write_report
 
-        table = result.table
-        for arm in table["arms"]:
-            name = f"eval/{arm['arm']}"
-            values = {f"{name}/acc_mean": arm["mean"], f"{name}/acc_std": arm["std"]}
-            self._metrics.write(table["steps"], self._elapsed(), values)
-        write_whole(self._folder / "results.json", json.dumps(table, indent=1).encode())
-        # the judgement comes after the last step and would stretch the wall clock of the curves
-        course = [line for line in read_metrics(self._folder / "metrics.jsonl") if not _is_judgement(line)]
-        save_curves(self._folder / "curves.png", course, self._config.name)
+        metrics = read_metrics(self._folder / "metrics.jsonl")
+        save_curves(self._folder / "curves.png", metrics, self._config.name, arms=table["arms"])
         write_report(self._folder)
-        return result
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
+        self._metrics.write(step, self._elapsed(), values)
+        if self._board is not None:
+            self._board.write(step, values)
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._begin
 
+    def _note(self, step: int, text: str) -> None:
+        self._say(f"step {step}: {text}")
+        self._metrics.note(step, self._elapsed(), text)
+
     def _log(self, step: int, values: Mapping[str, Tensor]) -> float:
+        self._guard.look()
         line = {name: value.item() for name, value in values.items()}  # the one host synchronisation of the loop
         now = time.perf_counter()
         seconds = (now - self._tick) / (step - self._ticked)
@@ -159,24 +209,23 @@ class Recorder:
             "perf/students_per_s": self._config.students * self._config.runs / seconds,
             "mem/peak_mb": peak_memory_mb(self._device),
         }
-        self._metrics.write(step, self._elapsed(), line)
+        self._write(step, line)
         return line["outer/loss"]
 
     def _select(self, state: State) -> None:
         score = self._judge.validate(state.images)
         values = {"validation/acc_mean": score.mean, "validation/acc_std": score.std}
-        self._metrics.write(state.step, self._elapsed(), values)
+        self._write(state.step, values)
         per_run = torch.tensor(score.per_student).view(self._config.runs, -1).mean(1)
         self._best = Best.choose(self._best, state, tuple(per_run.tolist()))
         self._tick, self._ticked = time.perf_counter(), state.step  # a selection is no part of a step's time
 
-    def _picture(self, name: str, distilled: Distilled) -> None:
-        from fastdistill.report.figures import save_image_grid
+    def _picture(self, step: int, name: str, distilled: Distilled) -> None:
+        from fastdistill.report.figures import image_grid, save_picture
 
         low, high = distilled.pixel_range
         shown = (distilled.pixels() - low) / max(high - low, 1e-12)
-        save_image_grid(self._folder / name, shown, distilled.labels, class_names=distilled.class_names)
-
-
-def _is_judgement(line: Mapping[str, Any]) -> bool:
-    return any(name.startswith("eval/") for name in line)
+        picture = image_grid(shown, distilled.labels, class_names=distilled.class_names)
+        save_picture(self._folder / name, picture)
+        if self._board is not None:
+            self._board.picture(step, "images", picture)

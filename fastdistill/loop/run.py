@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,28 @@ from fastdistill.config import RunConfig
 from fastdistill.data.sources import RealData, load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.evaluation.arms import Judge
-from fastdistill.files import write_whole
+from fastdistill.failures import Stopped
+from fastdistill.files import held, sweep, write_whole
 from fastdistill.loop.checkpoint import load_checkpoint
-from fastdistill.loop.environment import describe_environment, peak_memory_mb
+from fastdistill.loop.environment import describe_environment
 from fastdistill.loop.outer import outer_steps
 from fastdistill.loop.plan import Plan, make_plan, resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE, Recorder, Result
 from fastdistill.loop.setup import as_distilled, initial_state, make_method
+from fastdistill.loop.stop import Stop
 from fastdistill.progress import Silent
-from fastdistill.synthetic.distilled import load
+from fastdistill.synthetic.distilled import load_file
 
 # settings that change where a run is read from and written to and what it says, but no bit of its result
-_PRESENTATION = ("output", "log_every", "picture_every", "checkpoint_every", "data.root", "data.download")
+_PRESENTATION = (
+    "output",
+    "log_every",
+    "picture_every",
+    "checkpoint_every",
+    "max_masked_share",
+    "data.root",
+    "data.download",
+)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -49,6 +58,7 @@ def run(
     data: RealData | None = None,
     *,
     progress: Silent | None = None,
+    stop: Stop | None = None,
     stop_after: int | None = None,
     judge: bool = True,
 ) -> Result | None:
@@ -58,18 +68,36 @@ def run(
         config: the run.
         data: the real images; loaded by the configuration when not given.
         progress: what the run says while it runs.
+        stop: asked from outside to stop; the run then finishes its step and saves.
         stop_after: stop after this many outer steps in all, leaving a checkpoint.
         judge: evaluate at the end; the selections during the run are the configuration's.
 
     Returns:
-        The result, or None when stopped before the end.
+        The result, or None when ``stop_after`` ended it before the end.
 
     Raises:
-        ValueError: for a folder that holds another run, or data that do not fit the configuration.
+        ValueError: for a folder that holds another run or that another process writes to, or data that do not fit the
+            configuration.
+        RunFailed: when the run cannot go on; its last checkpoint is kept.
+        Stopped: when asked to stop; repeating the call goes on.
     """
-    progress = progress or Silent()
     folder = Path(config.output) / config.name
+    with held(folder):
+        return _run(config, folder, data, progress or Silent(), stop or Stop(), stop_after, judge)
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    data: RealData | None,
+    progress: Silent,
+    stop: Stop,
+    stop_after: int | None,
+    judge: bool,
+) -> Result | None:
     _refuse_another(folder, config)
+    for place in (folder, folder / "checkpoints"):
+        sweep(place)
     digest = config_hash(config.as_dict())
     if judge and (finished := _finished(folder)) is not None:
         progress.say(f"{config.name} is finished already; fastdistill evaluate judges it again")
@@ -77,7 +105,7 @@ def run(
     data = data or load_source(
         config.data.source, root=config.data.root, download=config.data.download, zca=config.data.zca
     )
-    loaded = load_checkpoint(folder / "checkpoints")
+    loaded = load_checkpoint(folder / "checkpoints", digest)
     plan = loaded.plan if loaded else make_plan(config, data.train.shape, data.train.num_classes)
     device = _device_of(plan, resumed=loaded is not None)
     torch.set_num_threads(plan.threads)
@@ -88,6 +116,8 @@ def run(
     if loaded:
         state, best, elapsed = loaded.state.to(device), loaded.best and loaded.best.to(device), loaded.elapsed_s
         progress.say(f"continuing {config.name} at step {state.step}")
+        if plan.torch_version != torch.__version__:
+            progress.say(f"it began under torch {plan.torch_version}: under {torch.__version__} bits may differ")
     method = make_method(config, plan, train)
     judging = Judge(config, train, validation, data.test.to(device), plan.torch_dtype)
     # only now, so that settings which do not work out leave no folder that refuses their correction
@@ -98,6 +128,8 @@ def run(
         folder,
         plan,
         judging,
+        method=method,
+        say=progress.say,
         as_artefact=lambda images: as_distilled(config, images, train, data.name, digest),
         config_hash=digest,
         elapsed_s=elapsed,
@@ -106,31 +138,56 @@ def run(
     )
     steps = config.method.steps
     end = steps if stop_after is None else min(steps, stop_after)
-    with progress.stage("distilling", steps, state.step) as advance:
-        for following, values in outer_steps(method, state, config.method, end):
-            state = following
-            recorder.after_step(state, values, last=state.step == end, advance=advance)
+    with progress.stage("distilling", steps, state.step) as advance, stop.deferred():
+        for following, found in outer_steps(method, state, config.method, end, masked_share=config.max_masked_share):
+            before, state = state, following
+            asked = bool(stop.asked)
+            recorder.after_step(before, state, found, last=asked or state.step == end, advance=advance)
+            if asked:
+                break
+    if stop.asked:
+        progress.say(f"saved step {state.step} of {steps}")
+        raise Stopped(stop.asked)
     if state.step < steps:
         return None
-    result = recorder.finish(state)
+    result = recorder.finish(state, arms := _arms(folder, digest))
     if judge:
-        table = {**result.table, **judging.table(state.images, recorder.candidate(state), progress)}
-        result = recorder.write_results(replace(result, table={**table, "peak_mb": peak_memory_mb(device)}))
+        measured: list[dict[str, Any]] = []
+        for arm in judging.arms(state.images, recorder.candidate(state), progress, arms):
+            measured.append(arm)
+            recorder.keep({**result.table, "arms": measured})
+        result = recorder.judged(result, measured, judging.conditions)
+    recorder.close()
     return result
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    """What ``results.json`` holds; nothing where there is none, or a damaged one."""
+    try:
+        table = json.loads((folder / "results.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
 
 
 def _finished(folder: Path) -> Result | None:
     """The result of a folder whose run has been judged."""
-    path = folder / "results.json"
-    if not path.exists():
-        return None
-    table = json.loads(path.read_text())
-    if not table["arms"]:
+    table = _table(folder)
+    if not table.get("judged", table.get("arms")):
         return None
     best = folder / BEST_FILE
     return Result(
-        distilled=load(folder / LAST_FILE), best=load(best) if best.exists() else None, table=table, folder=folder
+        distilled=load_file(folder / LAST_FILE),
+        best=load_file(best) if best.exists() else None,
+        table=table,
+        folder=folder,
     )
+
+
+def _arms(folder: Path, digest: str) -> list[dict[str, Any]]:
+    """The arms that an interrupted judgement of the same run has measured."""
+    table = _table(folder)
+    return list(table["arms"]) if table.get("config_hash") == digest else []
 
 
 def _device_of(plan: Plan, *, resumed: bool) -> torch.device:
@@ -150,7 +207,12 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
         return
     old, now = yaml.safe_load(path.read_text()), _decisive(config.as_dict())
     before = _decisive(old) if isinstance(old, dict) else {}
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    missing = "nothing"
+    changed = [
+        f"{name} ({before.get(name, missing)} there, {now.get(name, missing)} here)"
+        for name in {**before, **now}
+        if before.get(name, missing) != now.get(name, missing)
+    ]
     if changed:
         raise ValueError(
             f"expected {folder} to hold this run or nothing, got a run that differs in {', '.join(changed)}: choose "

@@ -18,7 +18,9 @@ from torch.func import vjp
 from fastdistill.augmentation import dsa
 from fastdistill.config import MatchingConfig
 from fastdistill.derivatives.functional import Buffers, Functional
+from fastdistill.derivatives.locate import first_nonfinite
 from fastdistill.draws import Purpose
+from fastdistill.methods.image_gradient import ImageGradient
 from fastdistill.students.ensemble import Ensemble, Students
 from fastdistill.students.training import Training, image_fetch, train_students
 from fastdistill_kernels import RowTable, match
@@ -171,32 +173,30 @@ class GradientMatching:
         buffers = {name: torch.cat([part[name] for part in seen]) for name in students.buffers}
         return Students(indices=students.indices, weights=students.weights, buffers=buffers)
 
-    def gradient(self, images: Tensor, students: Students, step: int) -> tuple[Tensor, Tensor]:
+    def gradient(self, images: Tensor, students: Students, step: int) -> ImageGradient:
         """Gradient of every run's mean matching loss in its images.
 
         Args:
             images: ``φ [R, C, M, D, H, W]``.
             students: the students of all runs, ``[R·S]``.
             step: the outer step, which keys the real batches and augmentations.
-
-        Returns:
-            The gradient, shaped as ``images``, and the loss of every student ``[S]``.
         """
-        total, losses = torch.zeros_like(images), []
+        total, losses, finite = torch.zeros_like(images), [], []
         for start in range(0, len(students.indices), self._chunk):
             part = students.some(slice(start, start + self._chunk))
-            pulled, loss = self._chunk_gradient(images, part, start, step)
+            pulled, loss, sound = self._chunk_gradient(images, part, start, step)
             total += pulled
             losses.append(loss)
-        return total / self._per_run, torch.cat(losses)
+            finite.append(sound)
+        whole = torch.cat(finite)
+        count = whole.view(-1, self._per_run).sum(1).clamp(min=1).view(-1, *[1] * (images.ndim - 1))
+        return ImageGradient(gradient=total / count, loss=torch.cat(losses), finite=whole)
 
-    def _chunk_gradient(self, images: Tensor, students: Students, start: int, step: int) -> tuple[Tensor, Tensor]:
+    def _chunk_gradient(
+        self, images: Tensor, students: Students, start: int, step: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
         indices = students.indices
-        draw = None
-        if self.strategy.operations:
-            draw = dsa.draw_siamese(
-                self.strategy, seed=self._seed, step=step, students=indices, groups=self._labels.shape[0]
-            )
+        draw = self._siamese(indices, step)
 
         def seen(images: Tensor) -> Tensor:
             own = torch.cat(
@@ -207,9 +207,7 @@ class GradientMatching:
             )
             return own if draw is None else dsa.augment(own, self.strategy, draw)
 
-        real = self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch)
-        if draw is not None:
-            real = Batch(images=dsa.augment(real.images, self.strategy, draw), labels=real.labels)
+        real = self._real(indices, step, draw)
         if draw is None and images.shape[0] == 1:
             # images of one run that nothing augments are the same for all students and get no student axis
             view: Tensor = images[0]
@@ -226,7 +224,42 @@ class GradientMatching:
             Batch(images=view, labels=self._labels),
             self.matching,
         )
-        return pull(cotangent), loss
+        # a sum is finite where its terms are; masked before it is pulled back, a NaN reaches no image
+        finite = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()
+        shown = torch.where(finite.view(-1, *[1] * (cotangent.ndim - 1)), cotangent, 0)
+        return pull(shown), loss, finite
+
+    def _siamese(self, indices: Tensor, step: int) -> dsa.Draw | None:
+        if not self.strategy.operations:
+            return None
+        return dsa.draw_siamese(
+            self.strategy, seed=self._seed, step=step, students=indices, groups=self._labels.shape[0]
+        )
+
+    def _real(self, indices: Tensor, step: int, draw: dsa.Draw | None) -> Batch:
+        real = self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch)
+        if draw is None:
+            return real
+        return Batch(images=dsa.augment(real.images, self.strategy, draw), labels=real.labels)
+
+    def locate(self, images: Tensor, students: Students, step: int, student: int) -> str:
+        """Where a student of ``students``, as it was matched at a step, stopped being finite; see `first_nonfinite`."""
+        own = students.some(slice(student, student + 1))
+        draw = self._siamese(own.indices, step)
+        run = student // self._per_run
+        synthetic = images[run : run + 1]
+        if draw is not None:
+            synthetic = dsa.augment(synthetic, self.strategy, draw)
+        real = self._real(own.indices, step, draw)
+        return first_nonfinite(
+            self._ensemble.module,
+            own.weights[0],
+            {name: tensor[0] for name, tensor in own.buffers.items()},
+            {
+                "real images": (real.images.flatten(0, 2), real.labels.flatten()),
+                "synthetic images": (synthetic.flatten(0, 2), self._labels.flatten()),
+            },
+        )
 
     def advance(self, images: Tensor, students: Students, step: int) -> Students | None:
         """Trains the students on the images after an update; None where new students begin at the next step."""

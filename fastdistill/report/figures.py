@@ -1,11 +1,9 @@
-"""Pictures of a run: its images as one sheet, its metrics as curves."""
+"""The images of a run as one sheet."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fastdistill.files import write_whole
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 _CELL = 80  # about the side of an enlarged image, in pixels
 _WIDEST = 2000  # pixels of a sheet
@@ -72,9 +67,8 @@ def image_grid(images: Tensor, labels: Tensor, *, class_names: Sequence[str] = (
     return picture
 
 
-def save_image_grid(path: Path, images: Tensor, labels: Tensor, *, class_names: Sequence[str] = ()) -> None:
-    """Writes `image_grid` as a PNG file."""
-    picture = image_grid(images, labels, class_names=class_names)
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Writes a PNG file."""
     content = BytesIO()
     picture.save(content, format="PNG")
     write_whole(path, content.getvalue())
@@ -123,95 +117,3 @@ def _panels(rows: int, width: int, height: int) -> int:
     """The divisor of the number of rows whose sheet comes nearest to the wanted aspect and is not too wide."""
     fitting = [count for count in range(1, rows + 1) if rows % count == 0 and (count == 1 or count * width <= _WIDEST)]
     return min(fitting, key=lambda count: abs(math.log(count * width / (rows // count * height) / _ASPECT)))
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl`` file; a line that a killed run left unfinished is skipped.
-
-    A resumed run continues behind such a line, so it may stand anywhere; inside the file it is logged.
-    """
-    records: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip("\n").split("\n")
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            records.append(record)
-        elif number < len(lines):
-            logger.warning("%s line %d is not a record of metrics and is skipped", path, number)
-    return records
-
-
-def series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Steps, ascending, and values of a metric, infinite ones as not-a-number.
-
-    Of a step that a resumed run repeated, the later value counts.
-    """
-    found = {record["step"]: record[key] for record in metrics if isinstance(record.get(key), (int, float))}
-    steps = sorted(found)
-    values = np.array([found[step] for step in steps], dtype=np.float64)
-    return np.array(steps, dtype=np.float64), np.where(np.isfinite(values), values, math.nan)
-
-
-def save_curves(path: Path, metrics: Sequence[Mapping[str, Any]], title: str) -> None:
-    """Writes loss and validation accuracy against step, with wall-clock time above, as a PNG file.
-
-    Bands and bars are one standard deviation. Accuracies are shares in ``[0, 1]``, shown in per cent.
-    """
-    from matplotlib.figure import Figure  # takes most of a second, and only runs that draw need it
-    from matplotlib.ticker import LogFormatter
-
-    figure = Figure(figsize=(11, 4.2), dpi=130, layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    figure.suptitle(title, parse_math=False)
-    _curve(loss, metrics, "outer/loss", "outer/loss_std", 1.0, "C0")
-    losses = series(metrics, "outer/loss")[1]
-    if (losses > 0).any() and not (losses <= 0).any():
-        loss.set_yscale("log")
-        loss.yaxis.set_major_formatter(LogFormatter())
-        loss.yaxis.set_minor_formatter(LogFormatter())
-    loss.set(xlabel="step", ylabel="loss")
-    _curve(accuracy, metrics, "validation/acc_mean", "validation/acc_std", 100.0, "C1")
-    accuracy.set(xlabel="step", ylabel="validation accuracy (%)")
-    last = max((record["step"] for record in metrics), default=1)
-    for axes in (loss, accuracy):
-        axes.set_xlim(0, 1.02 * max(last, 1))
-        axes.grid(alpha=0.3)
-        _wall_clock(axes, metrics)
-    content = BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getvalue())
-
-
-def _curve(axes: Axes, metrics: Sequence[Mapping[str, Any]], mean: str, spread: str, scale: float, colour: str) -> None:
-    steps, values = series(metrics, mean)
-    if not len(steps):
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color="0.5")
-        axes.set_yticks([])
-        return
-    deviations = dict(zip(*(part.tolist() for part in series(metrics, spread)), strict=True))
-    band = np.array([deviations.get(step, math.nan) for step in steps.tolist()])
-    # a logarithmic axis has no place for what lies below zero
-    below = band if (values <= 0).any() else np.minimum(band, 0.95 * values)
-    few = len(steps) <= 30
-    if few:  # the band of a lone point would be invisible
-        axes.errorbar(steps, scale * values, scale * np.stack([below, band]), fmt="none", color=colour, capsize=3)
-    else:
-        limits = scale * (values - below), scale * (values + band)
-        axes.fill_between(steps, *limits, color=colour, alpha=0.25, linewidth=0)
-    axes.plot(steps, scale * values, color=colour, linewidth=1.5, marker="o" if few else "", markersize=4)
-
-
-def _wall_clock(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
-    steps, seconds = series(metrics, "time_s")
-    if not len(steps):
-        return
-    unit, name = next((pair for pair in ((3600.0, "h"), (60.0, "min")) if seconds[-1] >= 3 * pair[0]), (1.0, "s"))
-    ticks = [tick for tick in axes.get_xticks() if steps[0] <= tick <= steps[-1]]
-    above = axes.twiny()
-    above.set_xlim(axes.get_xlim())
-    above.set_xticks(ticks, [f"{value:.3g}" for value in np.interp(ticks, steps, seconds) / unit])
-    above.set_xlabel(f"wall clock ({name})", fontsize="small", color="0.4")
-    above.tick_params(labelsize="small", colors="0.4", length=2)

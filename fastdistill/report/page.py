@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import jinja2
-import yaml
-
 from fastdistill.files import write_whole
-from fastdistill.report.figures import read_metrics, series
+from fastdistill.report import facts
+from fastdistill.report.cells import Cell, Column, Table, figure, words
+from fastdistill.report.curves import curves
+from fastdistill.report.evaluations import accuracy, evaluations_table
+from fastdistill.report.folder import RunFolder, flat, part, read_run
+from fastdistill.report.formats import MISSING, count, duration, megabytes
+from fastdistill.report.metrics import number
+from fastdistill.report.render import render
 
-MISSING = "not measured"
 
+def write_report(folder: Path, output: Path | None = None) -> Path:
+    """Writes the page of a run; it needs no network to be read.
 
-def write_report(folder: Path) -> Path:
-    """Writes ``report.html`` into a run folder; needs no network to be read.
-
-    Only ``config.yaml`` has to be there. What other files would tell is shown as not measured without them.
+    Only ``config.yaml`` has to be there. What other files would tell is shown as not measured without them, and a file
+    that is damaged is named on the page.
 
     Args:
         folder: of a run, finished or not.
+        output: the page; ``report.html`` in the folder when not given.
 
     Returns:
         The page's path.
@@ -33,52 +33,27 @@ def write_report(folder: Path) -> Path:
     Raises:
         ValueError: if the folder has no ``config.yaml``.
     """
-    text = _text(folder / "config.yaml")
-    if not text:
-        raise ValueError(f"expected the folder of a run, got {folder} without a config.yaml: give runs/NAME")
-    config = yaml.safe_load(text)
-    results, environment = _json(folder / "results.json"), _json(folder / "environment.json")
-    metrics = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
-    page = _template().render(
-        title=str(config.get("name", folder.name)),
-        summary=_summary(config),
-        finished=bool(results),
-        last_step=max((record["step"] for record in metrics), default=None),
-        steps=config.get("method", {}).get("steps"),
-        arms=[_arm(arm) for arm in results.get("arms", [])],
-        protocol=results.get("protocol", config.get("evaluation", {}).get("protocol", MISSING)),
-        architecture=results.get("architecture", config.get("student", {}).get("architecture", MISSING)),
-        images=_embedded(folder / "images.png"),
-        curves=_embedded(folder / "curves.png"),
-        performance=_performance(results, metrics, environment),
-        config=text,
-        environment=list(_flat(environment)),
+    run = read_run(folder)
+    path = folder / "report.html" if output is None else output
+    page = render(
+        "run.html",
+        title=run.name,
+        summary=_summary(run.config),
+        remarks=run.remarks,
+        arms=_arms(run),
+        evaluations=evaluations_table([(run.name, run)]),
+        protocol=facts.protocol(run),
+        architecture=facts.architecture(run),
+        images=run.images,
+        images_step=run.images_step,
+        curves=run.curves or (curves(run.metrics, run.name, arms=run.arms) if run.metrics else b""),
+        performance=_performance(run),
+        config=run.config_text,
+        environment=list(flat(run.environment)),
         missing=MISSING,
     )
-    write_whole(folder / "report.html", page.encode())
-    return folder / "report.html"
-
-
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("run.html")
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _json(path: Path) -> dict[str, Any]:
-    text = _text(path)
-    return dict(json.loads(text)) if text else {}
-
-
-def _embedded(path: Path) -> str:
-    """A PNG file as a data URI; empty when there is none."""
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}" if path.is_file() else ""
+    write_whole(path, page)
+    return path
 
 
 def _summary(config: Mapping[str, Any]) -> list[str]:
@@ -86,85 +61,49 @@ def _summary(config: Mapping[str, Any]) -> list[str]:
         return f"{config.get(key, '?')} {one if config.get(key) == 1 else many}"
 
     return [
-        str(config.get("data", {}).get("source", "?")),
+        str(part(config, "data").get("source", "?")),
         counted("ipc", "image per class", "images per class"),
         counted("students", "student a step", "students a step"),
         counted("runs", "run", "runs"),
-        f"{config.get('method', {}).get('steps', '?')} steps",
+        f"{part(config, 'method').get('steps', '?')} steps",
         f"seed {config.get('seed', '?')}",
     ]
 
 
-def _arm(arm: Mapping[str, Any]) -> dict[str, str]:
-    name, mean = str(arm.get("arm", "?")), _percent(arm.get("mean"))
-    return {
-        "name": name,
-        "kind": "distilled" if name.startswith("distilled") else "reference",
-        "mean": mean or MISSING,
-        "std": _percent(arm.get("std")) if mean else "",
-        "bar": mean or "0",
-        **{key: _count(arm.get(key)) for key in ("students", "images", "epochs")},
-        "time": _duration(arm.get("seconds")),
-    }
+def _arms(run: RunFolder) -> Table:
+    numeric = ("accuracy (%)", "", "students", "images", "epochs", "time")
+    return Table(
+        label="Test accuracy",
+        columns=(Column(name="students trained on", numeric=False), *(Column(name=name) for name in numeric)),
+        rows=[_arm(arm) for arm in run.arms],
+    )
 
 
-def _percent(share: float | None) -> str:
-    return "" if share is None or not math.isfinite(share) else f"{100 * share:.2f}"
+def _arm(arm: Mapping[str, Any]) -> tuple[Cell, ...]:
+    seconds = number(arm.get("seconds"))
+    return (
+        words(str(arm.get("arm", "?"))),
+        accuracy(arm.get("mean"), arm.get("std"), look="strong"),
+        Cell(
+            text="",
+            share=min(1.0, max(0.0, number(arm.get("mean")) or 0.0)),
+            reference=not facts.is_distilled(arm),
+        ),
+        *(figure(number(arm.get(key)), count) for key in ("students", "images", "epochs")),
+        # the last images were also the selected ones, so their students are not trained again
+        Cell(text="the same images", key="0") if seconds == 0 else figure(seconds, duration),
+    )
 
 
-def _count(value: float | None) -> str:
-    return MISSING if value is None else f"{value:,.0f}".replace(",", "\u202f")
-
-
-def _performance(
-    results: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], environment: Mapping[str, Any]
-) -> list[tuple[str, str]]:
-    """Named figures of time and memory; an unfinished run's come from its metrics."""
-
-    def recorded(key: str) -> list[float]:
-        return [value for value in series(metrics, key)[1].tolist() if math.isfinite(value)]
-
-    step, peak, elapsed = recorded("perf/step_s"), recorded("mem/peak_mb"), recorded("time_s")
-    rate = recorded("perf/students_per_s")
+def _performance(run: RunFolder) -> list[tuple[str, str]]:
+    """Named figures of time and memory."""
+    rate = facts.students_per_second(run)
     return [
-        ("distillation", _duration(results.get("distill_s", elapsed[-1] if elapsed else None))),
-        ("one step", _duration(results.get("step_s", median(step) if step else None))),
-        ("students per second", f"{median(rate):.1f}" if rate else MISSING),
-        ("peak memory, distilling", _megabytes(results.get("distill_peak_mb", max(peak, default=None)))),
-        ("peak memory, with evaluation", _megabytes(results.get("peak_mb"))),
-        ("hardware", _hardware(results, environment)),
+        ("distillation", duration(facts.seconds(run))),
+        ("one step", duration(facts.step_seconds(run))),
+        ("students per second", MISSING if rate is None else f"{rate:.1f}"),
+        ("peak memory, distilling", megabytes(facts.peak_mb(run))),
+        ("peak memory, predicted", megabytes(facts.predicted_peak_mb(run))),
+        ("peak memory, with evaluation", megabytes(number(run.results.get("peak_mb")))),
+        ("hardware", facts.hardware(run)),
     ]
-
-
-def _hardware(results: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
-    gpu = environment.get("gpu")
-    if gpu and results.get("plan", {}).get("device") != "cpu":
-        return str(gpu["name"] if isinstance(gpu, Mapping) else gpu)
-    return str(environment.get("cpu", MISSING))
-
-
-def _megabytes(value: float | None) -> str:
-    return MISSING if value is None else f"{_count(value)} MB"
-
-
-def _duration(seconds: float | None) -> str:
-    """A time in the unit a reader would say it in."""
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    if seconds < 1:
-        return f"{1000 * seconds:.3g} ms"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole // 60 % 60:02d} min"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-            yield f"{prefix}{key}", shown

@@ -30,8 +30,8 @@ class AlexNet(nn.Module):
         if min(map_height, map_width) < 1:
             smallest = 8 - 2 * (padding - 2)
             raise ValueError(
-                f"AlexNet needs images of at least {smallest} x {smallest} pixels with {channels} channel(s), "
-                f"got {height} x {width}: use a larger image, an MLP or a shallower ConvNet."
+                f"expected images of at least {smallest} x {smallest} pixels with {channels} channel(s) for AlexNet, "
+                f"got {height} x {width}: use a larger image, an MLP or a shallower ConvNet"
             )
         self.body = nn.Sequential(
             nn.Conv2d(channels, 128, 5, padding=padding),

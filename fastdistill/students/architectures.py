@@ -60,8 +60,11 @@ def build_student(
         ValueError: for an unknown name, an option outside these choices, or an image too small for the architecture.
     """
     if architecture not in ARCHITECTURES:
-        nearest = difflib.get_close_matches(architecture.lower(), ARCHITECTURES, n=3, cutoff=0.5) or ARCHITECTURES
-        raise ValueError(f"unknown architecture {architecture!r}: use {', '.join(nearest)}.")
+        nearest = difflib.get_close_matches(architecture.lower(), ARCHITECTURES, n=3, cutoff=0.5)
+        raise ValueError(
+            f"expected an architecture out of {', '.join(ARCHITECTURES)}, got {architecture!r}: "
+            + (f"did you mean {' or '.join(nearest)}?" if nearest else "use one of these")
+        )
     for name, value in {
         "channels": channels,
         "height": height,
@@ -70,7 +73,7 @@ def build_student(
         "net_width": net_width,
     }.items():
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+            raise ValueError(f"expected {name} of at least 1, got {value}: give a positive number")
     device = torch.device(device)
     shape = {"channels": channels, "height": height, "width": width, "num_classes": num_classes}
     student: nn.Module

@@ -37,13 +37,17 @@ def normalization(norm: str, channels: int, height: int, width: int) -> nn.Modul
         case "layer":
             groups = 1
         case _:
-            raise ValueError(f"norm must be 'none', 'instance', 'group', 'layer' or 'batch', got {norm!r}.")
+            raise ValueError(
+                f"expected a norm out of 'none', 'instance', 'group', 'layer' and 'batch', got {norm!r}: choose one"
+            )
     if channels % groups:
-        raise ValueError(f"norm='group' needs a width that is a multiple of {groups}, got {channels}.")
+        raise ValueError(
+            f"expected a width that is a multiple of {groups} for norm='group', got {channels}: change either"
+        )
     if channels // groups * height * width == 1:
         raise ValueError(
-            f"norm={norm!r} makes a {channels} x {height} x {width} feature map constant, because each group is one "
-            "value: use a larger image or norm='batch'."
+            f"expected groups of at least two values for norm={norm!r}, got a {channels} x {height} x {width} feature "
+            "map, which it makes constant: use a larger image or norm='batch'"
         )
     if norm == "layer":
         return nn.LayerNorm([channels, height, width])
@@ -72,8 +76,8 @@ def activation_layer(activation: str) -> nn.Module:
         case "softplus":
             return nn.Softplus()
         case _:
-            names = "'relu', 'leaky_relu', 'sigmoid', 'swish' or 'softplus'"
-            raise ValueError(f"activation must be {names}, got {activation!r}.")
+            names = "'relu', 'leaky_relu', 'sigmoid', 'swish' and 'softplus'"
+            raise ValueError(f"expected an activation out of {names}, got {activation!r}: choose one")
 
 
 def pooling_layer(pooling: str) -> nn.Module | None:
@@ -93,7 +97,7 @@ def pooling_layer(pooling: str) -> nn.Module | None:
         case "max":
             return nn.MaxPool2d(2)
         case _:
-            raise ValueError(f"pooling must be 'avg', 'max' or 'none', got {pooling!r}.")
+            raise ValueError(f"expected a pooling out of 'avg', 'max' and 'none', got {pooling!r}: choose one")
 
 
 class ConvNet(nn.Module):
@@ -135,15 +139,15 @@ class ConvNet(nn.Module):
         """
         super().__init__()
         if not 1 <= depth <= MAXIMUM_DEPTH:
-            raise ValueError(f"depth must be between 1 and {MAXIMUM_DEPTH}, got {depth}.")
+            raise ValueError(f"expected a depth of 1 to {MAXIMUM_DEPTH}, got {depth}: choose one of these")
         first_padding = 3 if channels == 1 else 1
         map_height, map_width = (side + 2 * (first_padding - 1) for side in (height, width))
         fitting_depth = min(map_height, map_width).bit_length() - 1
         if pooling != "none" and depth > fitting_depth:
             raise ValueError(
-                f"depth {depth} with pooling={pooling!r} shrinks a {channels} x {height} x {width} image below one "
-                f"pixel: the largest depth that fits is {fitting_depth}, so lower it, enlarge the image or use "
-                "pooling='none'."
+                f"expected a depth that leaves a pixel with pooling={pooling!r}, got {depth} for a "
+                f"{channels} x {height} x {width} image: the largest depth that fits is {fitting_depth}, so lower it, "
+                "enlarge the image or use pooling='none'"
             )
         blocks = []
         incoming, padding = channels, first_padding

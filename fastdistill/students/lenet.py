@@ -29,8 +29,8 @@ class LeNet(nn.Module):
         if min(map_height, map_width) < 1:
             smallest = 16 - 2 * padding
             raise ValueError(
-                f"LeNet needs images of at least {smallest} x {smallest} pixels with {channels} channel(s), "
-                f"got {height} x {width}: use a larger image, an MLP or a ConvNet."
+                f"expected images of at least {smallest} x {smallest} pixels with {channels} channel(s) for LeNet, "
+                f"got {height} x {width}: use a larger image, an MLP or a ConvNet"
             )
         self.body = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=padding),

@@ -94,11 +94,13 @@ class ResNet18(nn.Module):
         """
         super().__init__()
         if norm not in ("instance", "batch"):
-            raise ValueError(f"{type(self).__name__} needs norm='instance' or norm='batch', got {norm!r}.")
+            raise ValueError(
+                f"expected norm='instance' or norm='batch' for {type(self).__name__}, got {norm!r}: choose one"
+            )
         if self.average_pooled and min(height, width) < 8:
             raise ValueError(
-                f"ResNet18AP needs images of at least 8 x 8 pixels, got {height} x {width}: use a larger image or "
-                "ResNet18."
+                f"expected images of at least 8 x 8 pixels for ResNet18AP, got {height} x {width}: use a larger image "
+                "or ResNet18"
             )
         incoming, map_height, map_width = STAGE_WIDTHS[0], height, width
         self.stem = named_sequence(

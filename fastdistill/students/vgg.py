@@ -31,14 +31,14 @@ class VGG11(nn.Module):
         """
         super().__init__()
         if norm not in ("instance", "batch"):
-            raise ValueError(f"VGG11 needs norm='instance' or norm='batch', got {norm!r}.")
+            raise ValueError(f"expected norm='instance' or norm='batch' for VGG11, got {norm!r}: choose one")
         first_padding = 3 if channels == 1 else 1
         enlarged = 2 * (first_padding - 1)
         map_height, map_width = height + enlarged, width + enlarged
         if min(map_height, map_width) < 32:
             raise ValueError(
-                f"VGG11 needs images of at least {32 - enlarged} x {32 - enlarged} pixels with {channels} channel(s), "
-                f"got {height} x {width}: use a larger image or a ConvNet."
+                f"expected images of at least {32 - enlarged} x {32 - enlarged} pixels with {channels} channel(s) for "
+                f"VGG11, got {height} x {width}: use a larger image or a ConvNet"
             )
         layers: list[nn.Module] = []
         incoming, padding = channels, first_padding

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from fastdistill.derivatives.layout import Layout
 from fastdistill.draws import Purpose, normal, uniform
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+HEADER = 2**20  # bytes of names and shapes allowed beside the weights of a file
 DISTRIBUTIONS = ("default", "xavier_normal", "xavier_uniform", "kaiming_fan_in", "kaiming_fan_out", "orthogonal")
 _NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.InstanceNorm2d)
 
@@ -141,23 +143,23 @@ def load_pretrained(folder: Path, module: nn.Module) -> tuple[Tensor, dict[str, 
         Weights ``[files, P]`` and buffers, name to ``[files, ...]``, floats in float32; files sorted by name.
 
     Raises:
-        ValueError: for an empty folder, or a file whose names or shapes are not the architecture's.
+        ValueError: for an empty folder, a file that cannot be read, is larger than the architecture's weights can be,
+            or has other names, shapes or kinds of numbers, and for values that are not finite.
     """
     layout, fresh = Layout.of(module), dict(module.named_buffers())
     shapes = {**layout.shapes, **{name: tuple(buffer.shape) for name, buffer in fresh.items()}}
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise ValueError(
-            f"expected .safetensors files of weights in {folder}, found none: put one file a network there"
-        )
+        raise ValueError(f"expected .safetensors files of weights in {folder}, got none: put one file a network there")
     rows: list[Tensor] = []
     states: dict[str, list[Tensor]] = {name: [] for name in fresh}
     for file in files:
-        tensors = load_file(file)
+        tensors = _read_tensors(file, 8 * sum(map(math.prod, shapes.values())) + HEADER)
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if unknown := sorted(set(found) - set(shapes)):
             raise ValueError(
-                f"expected only the architecture's names in {file}, got {unknown[0]}: pretrain the same architecture"
+                f"expected only the architecture's names in {file}, got {unknown[0][:200]!r}: pretrain the same "
+                "architecture"
             )
         wrong = [name for name in shapes if found.get(name) != shapes[name]]
         if wrong:
@@ -165,10 +167,36 @@ def load_pretrained(folder: Path, module: nn.Module) -> tuple[Tensor, dict[str, 
                 f"expected {wrong[0]} of shape {shapes[wrong[0]]} in {file}, got "
                 f"{found.get(wrong[0], 'nothing')}: pretrain the same architecture"
             )
-        rows.append(layout.flatten({name: tensors[name].to(torch.float32) for name in layout.shapes}))
-        for name, buffer in fresh.items():
-            states[name].append(tensors[name].to(torch.float32 if buffer.is_floating_point() else buffer.dtype))
+        for name, tensor in tensors.items():
+            whole = name in fresh and not fresh[name].is_floating_point()
+            if tensor.dtype != fresh[name].dtype if whole else tensor.dtype not in FLOATS:
+                raise ValueError(
+                    f"expected {name} in {file} as {fresh[name].dtype if whole else 'floats'}, got {tensor.dtype}: "
+                    "convert it"
+                )
+            tensors[name] = tensor if whole else tensor.to(torch.float32)
+            if not tensors[name].isfinite().all():
+                raise ValueError(
+                    f"expected finite values in {file}, got others in {name}: pretrain this network again or remove "
+                    "the file"
+                )
+        rows.append(layout.flatten({name: tensors[name] for name in layout.shapes}))
+        for name in fresh:
+            states[name].append(tensors[name])
     return torch.stack(rows), {name: torch.stack(tensors) for name, tensors in states.items()}
+
+
+def _read_tensors(file: Path, most: int) -> dict[str, Tensor]:
+    try:
+        if file.stat().st_size > most:
+            raise ValueError(f"it has {file.stat().st_size} bytes, this architecture at most {most}")
+        return load_file(file)
+    except Exception as error:  # safetensors has an exception of its own for damaged files
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"expected a .safetensors file of weights at {file}, got one that cannot be read ({lines[0][:200]!r}): "
+            "save it again with safetensors.torch.save_file, from the same architecture"
+        ) from error
 
 
 def draw_pretrained(

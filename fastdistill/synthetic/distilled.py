@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fastdistill.data.normalization import Normalization
-from fastdistill.data.zca import Whitening
 from fastdistill.files import write_whole
+from fastdistill.synthetic.description import DAMAGE, described_fields, of_kind, plain_values, reason, statistics
+from fastdistill.synthetic.schedule import Schedule
 
-_FORMAT = "fastdistill-1"
+FILE = "distilled.safetensors"
 _HEADER = "fastdistill"  # the key of the JSON text in the file's metadata
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,9 +39,10 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         pixel_range: lowest and highest real pixel, for pictures.
         config_hash: of the run's configuration.
         details: further text to keep, such as the method.
+        schedule: the steps and rates that the images were learned with, where they train networks only by these.
 
     Raises:
-        ValueError: when shapes, labels, classes and normalisation do not belong together.
+        ValueError: when shapes, labels, classes, normalisation and schedule do not belong together.
     """
 
     images: Tensor
@@ -56,9 +56,10 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
     pixel_range: tuple[float, float] = (0.0, 1.0)
     config_hash: str = ""
     details: Mapping[str, str] = field(default_factory=dict)
+    schedule: Schedule | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 5 or self.labels.shape != (self.images.shape[1],):
+        if self.images.ndim != 5 or 0 in self.images.shape or self.labels.shape != (self.images.shape[1],):
             raise ValueError(
                 f"expected images [R, N, D, H, W] with labels [N], got {tuple(self.images.shape)} and "
                 f"{tuple(self.labels.shape)}: give every image one label"
@@ -79,6 +80,22 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
                 f"expected images of the normalisation's {channels} channels and {values} values, got "
                 f"{tuple(self.images.shape[2:])}: give the normalisation that the images were made with"
             )
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        if self.schedule is None:
+            return
+        last, rates = int(self.schedule.images.max()), self.schedule.rates
+        if last >= len(self):
+            raise ValueError(
+                f"expected a schedule of images 0 to {len(self) - 1}, got image {last}: give the schedule that these "
+                "images were learned with"
+            )
+        if rates.ndim == 2 and len(rates) != self.runs:
+            raise ValueError(
+                f"expected a schedule's rates of {self.runs} runs, got those of {len(rates)}: give the schedule that "
+                "these images were learned with"
+            )
 
     def __len__(self) -> int:
         return self.images.shape[1]
@@ -93,42 +110,37 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
 
     def run(self, index: int) -> Distilled:
         """The images of one run."""
-        return replace(self, images=self.images[index : index + 1])
+        schedule = None if self.schedule is None else self.schedule.run(index)
+        return replace(self, images=self.images[index : index + 1], schedule=schedule)
 
     def pixels(self) -> Tensor:
         """Images in the unit of the real pixels, 0 to 1 for bytes, not clamped: ``[R, N, D, H, W]``."""
         return self.normalization.invert(self.images)
 
+    @property
+    def note(self) -> str:
+        """What whoever trains on these images has to know; empty where there is nothing."""
+        if self.schedule is None:
+            return ""
+        return (
+            f"these images were learned together with their own {self.schedule.steps} steps and learning rates and "
+            "train networks only by replaying them, which is what the protocol own does"
+        )
+
     def save(self, path: str | Path) -> None:
         """Writes the file whole; equal content gives equal bytes."""
+        write_whole(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of the file that `save` writes."""
         tensors = {"images": self.images.cpu().contiguous(), "labels": self.labels.cpu().contiguous()}
-        whitening = self.normalization.whitening
-        if whitening is not None:
-            tensors |= {
-                "zca.mean": whitening.mean.cpu().contiguous(),
-                "zca.matrix": whitening.matrix.cpu().contiguous(),
-                "zca.inverse": whitening.inverse.cpu().contiguous(),
-            }
-        metadata = {
-            "format": _FORMAT,
-            "class_names": self.class_names,
-            "mean": self.normalization.mean,
-            "std": self.normalization.std,
-            "dataset": self.dataset,
-            "augmentation": self.augmentation,
-            "align_corners": self.align_corners,
-            "unit": self.unit,
-            "pixel_range": self.pixel_range,
-            "config_hash": self.config_hash,
-            "details": dict(self.details),
-        }
         # one entry, because safetensors writes several in an order that changes from process to process
-        text = json.dumps(metadata, sort_keys=True, ensure_ascii=False)
-        write_whole(Path(path), save(tensors, {_HEADER: text}))
+        text = json.dumps(plain_values(self), sort_keys=True, ensure_ascii=False)
+        return save(tensors | statistics(self), {_HEADER: text})
 
 
-def load(path: str | Path) -> Distilled:
-    """Reads distilled images.
+def load_file(path: str | Path) -> Distilled:
+    """Reads distilled images in their own form.
 
     Args:
         path: a ``distilled.safetensors`` file, or the run folder that holds one.
@@ -138,58 +150,18 @@ def load(path: str | Path) -> Distilled:
     """
     file = Path(path)
     if file.is_dir():
-        file = file / "distilled.safetensors"
+        file = file / FILE
     if not file.is_file():
         raise ValueError(
-            f"expected a run folder or a distilled.safetensors file, found none at {file}: finish the run or correct "
-            "the path"
+            f"expected a run folder or a {FILE} file, found none at {file}: finish the run or correct the path"
         )
     try:
         with safe_open(file, framework="pt") as opened:
-            metadata = _of(dict, json.loads((opened.metadata() or {})[_HEADER]))
+            values = of_kind(dict, json.loads((opened.metadata() or {})[_HEADER]))
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        if metadata.get("format") != _FORMAT:
-            raise KeyError(f"format {_FORMAT}")
-        low, high = _of(list, metadata["pixel_range"])
-        whitening = None
-        if "zca.matrix" in tensors:
-            whitening = Whitening(
-                mean=tensors["zca.mean"], matrix=tensors["zca.matrix"], inverse=tensors["zca.inverse"]
-            )
-        return Distilled(
-            images=tensors["images"],
-            labels=tensors["labels"],
-            class_names=tuple(_of(str, name) for name in _of(list, metadata["class_names"])),
-            normalization=Normalization(
-                mean=tuple(map(float, _of(list, metadata["mean"]))),
-                std=tuple(map(float, _of(list, metadata["std"]))),
-                whitening=whitening,
-            ),
-            dataset=_of(str, metadata["dataset"]),
-            augmentation=_of(str, metadata["augmentation"]),
-            align_corners=_of(bool, metadata["align_corners"]),
-            unit=_of(str, metadata["unit"]),
-            pixel_range=(float(low), float(high)),
-            config_hash=_of(str, metadata["config_hash"]),
-            details={name: _of(str, value) for name, value in _of(dict, metadata["details"]).items()},
-        )
-    # JSON nested too deep and tensors of types that torch lacks are runtime and attribute errors
-    except (
-        SafetensorError,
-        LookupError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        RuntimeError,
-        AttributeError,
-    ) as error:
+        return Distilled(images=tensors["images"], labels=tensors["labels"], **described_fields(values, tensors))
+    except (SafetensorError, *DAMAGE) as error:
         raise ValueError(
-            f"expected distilled images in {file}, got a file that is damaged or of another kind ({error}): write it "
-            "again with fastdistill run"
+            f"expected distilled images in {file}, got a file that is damaged or of another kind ({reason(error)}): "
+            "write it again with fastdistill run"
         ) from error
-
-
-def _of(kind: type[_T], value: Any) -> _T:
-    if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.40} is no {kind.__name__}")
-    return value

@@ -25,9 +25,9 @@ def test_both_sets_of_names_are_read(tmp_path: Path) -> None:
 
 def test_missing_names_are_listed(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x_train=IMAGES, y_train=LABELS)
-    with pytest.raises(ValueError, match=r"found \['x_train', 'y_train'\]: rename them"):
+    with pytest.raises(ValueError, match=r"got \['x_train', 'y_train'\]: rename them"):
         read_archive(tmp_path / "a.npz")
-    with pytest.raises(ValueError, match=r"Expected an .npz file at .*nothing.npz, found none"):
+    with pytest.raises(ValueError, match=r"expected an .npz file at .*nothing.npz, got none"):
         read_archive(tmp_path / "nothing.npz")
 
 
@@ -40,18 +40,18 @@ def test_pickled_objects_are_refused_unread(tmp_path: Path) -> None:
     objects = np.empty(1, object)
     objects[0] = Payload()
     np.savez(tmp_path / "o.npz", images=objects, labels=LABELS)
-    with pytest.raises(ValueError, match="without object arrays"):
+    with pytest.raises(ValueError, match=r"images holds Python objects\): .* without object arrays"):
         read_archive(tmp_path / "o.npz")
     np.save(tmp_path / "o.npy", objects, allow_pickle=True)
     (tmp_path / "o.npy").rename(tmp_path / "p.npz")
-    with pytest.raises(ValueError, match="could not read it"):
+    with pytest.raises(ValueError, match="got one that cannot be read"):
         read_archive(tmp_path / "p.npz")
 
 
 def test_a_plain_array_file_is_no_archive(tmp_path: Path) -> None:
     with (tmp_path / "a.npz").open("wb") as file:
         np.save(file, IMAGES)
-    with pytest.raises(ValueError, match="could not read it"):
+    with pytest.raises(ValueError, match="got one that cannot be read"):
         read_archive(tmp_path / "a.npz")
 
 
@@ -61,7 +61,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for length in range(0, len(whole), 13):
         path.write_bytes(whole[:length])
-        with pytest.raises(ValueError, match="could not read it"):
+        with pytest.raises(ValueError, match="got one that cannot be read"):
             read_archive(path)
 
 
@@ -75,5 +75,5 @@ def test_a_header_that_claims_too_much_is_refused(tmp_path: Path) -> None:
     claimed = whole.replace(shape + b", }" + padding, b"(8, 4, 4" + b"0" * 8 + b"), }")
     assert len(claimed) == len(whole) and claimed != whole
     path.write_bytes(claimed)
-    with pytest.raises(ValueError, match="could not read it"):
+    with pytest.raises(ValueError, match="got one that cannot be read"):
         read_archive(path)

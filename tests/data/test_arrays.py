@@ -76,7 +76,7 @@ def test_read_only_arrays_are_taken() -> None:
     assert image_tensor(frozen).shape == (12, 3, 5, 6)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e38, -1e38])
 def test_images_that_are_not_finite_are_refused(value: float) -> None:
     images = np.zeros((5, 4, 4))
     images[3, 1, 1] = value
@@ -107,16 +107,16 @@ def test_impossible_images_are_refused(images: Any, message: str) -> None:
 
 @pytest.mark.parametrize("labels", [[0.0, 1.0], [[0], [1]], [0], [True, False], ["a", "b"]])
 def test_impossible_labels_are_refused(labels: Any) -> None:
-    with pytest.raises(ValueError, match=r"Labels need to be 2 integers|Expected labels"):
+    with pytest.raises(ValueError, match=r"expected 2 integer labels|expected labels"):
         label_tensor(labels, 2)
 
 
 @pytest.mark.parametrize(
     ("labels", "names", "message"),
     [
-        ([0, 1, 3], None, r"every class of 0 \.\. 3, but 1 have no image, first \[2\]"),
+        ([0, 1, 3], None, r"every class of 0 \.\. 3, got none of 1, first \[2\]"),
         ([1, 2, 3], None, r"first \[0\]"),
-        ([0, 1, 10**12], None, r"but 999999999998 have no image, first \[2, 3, 4, 5, 6\]"),
+        ([0, 1, 10**12], None, r"got none of 999999999998, first \[2, 3, 4, 5, 6\]"),
         ([-1, 0, 1], None, r"got -1 \.\. 1"),
         ([0, 1, 2], ("a", "b"), r"0 \.\. 1, got 0 \.\. 2"),
         ([0, 1, 1], ("a", "b", "c"), r"first \[2\]"),
@@ -147,3 +147,37 @@ def test_given_names_and_statistics_are_used() -> None:
     data = from_arrays(BYTES, LABELS, class_names=["x", "y", "z"], normalization=given)
     assert data.class_names == ("x", "y", "z")
     assert data.normalization is given
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected training images of at least 2 classes, got 1"):
+        from_arrays(BYTES, np.zeros(12, np.int64))
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        from_arrays(BYTES, np.zeros(12, np.int64), class_names=["all"])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_constant_images_are_refused_and_a_constant_channel_becomes_zero(dtype: Any) -> None:
+    images = np.broadcast_to(np.array([7, 0, 200], dtype), (12, 5, 6, 3)).copy()
+    with pytest.raises(ValueError, match=r"got 12 of the constant colour \[7(\.0)?, 0(\.0)?, 200(\.0)?\]: check how"):
+        from_arrays(images, LABELS)
+    images[-1, -1, -1, 1] = 3  # one pixel of one channel of the last image
+    batch = from_arrays(images, LABELS).batch(torch.arange(12))
+    assert batch.isfinite().all()
+    assert batch[:, [0, 2]].eq(0).all()
+    assert batch[:, 1].std(correction=0) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-30, 1.0, 9e36])
+def test_any_scale_of_floats_is_normalised_to_finite_values(scale: float) -> None:
+    images = np.linspace(-scale, scale, 12 * 16, dtype=np.float32).reshape(12, 4, 4)
+    assert from_arrays(images, LABELS).batch(torch.arange(12)).isfinite().all()
+
+
+def test_equal_images_are_kept_and_stay_finite() -> None:
+    data = from_arrays(np.repeat(BYTES[:1], 12, 0), LABELS)
+    assert data.batch(torch.arange(12)).isfinite().all()
+
+
+def test_class_names_become_text() -> None:
+    assert from_arrays(BYTES, LABELS, class_names=[10, 20, 30]).class_names == ("10", "20", "30")  # type: ignore[list-item]

@@ -51,7 +51,7 @@ def test_torch_datasets_and_grey_pictures() -> None:
     tensors = torch.utils.data.TensorDataset(torch.rand(6, 1, 4, 4), torch.arange(6) % 2)
     data = from_dataset(tensors)
     assert torch.equal(data.images, tensors.tensors[0])
-    assert from_dataset(Pairs([Image.new("L", (4, 3), 7)] * 2, [0, 1])).shape == (1, 3, 4)
+    assert from_dataset(Pairs([Image.new("L", (4, 3), grey) for grey in (7, 9)], [0, 1])).shape == (1, 3, 4)
     mixed = [Image.new("L", (4, 3), 7), Image.new("RGB", (4, 3), (1, 2, 3))]
     assert from_dataset(Pairs(mixed, [0, 1])).images[:, :, 0, 0].tolist() == [[7, 7, 7], [1, 2, 3]]
 
@@ -67,12 +67,12 @@ def test_class_names_come_from_the_data_set_unless_given() -> None:
     ("dataset", "message"),
     [
         (iter([]), "a length and an .* pair at every index, got list_iterator"),
-        ([PIXELS[0], PIXELS[1]], "Item 0 of the data set needs to be an image and an integer label"),
-        (Pairs(PIXELS[:2], [0, 0.5]), "Item 1 of the data set"),
-        (Pairs([PIXELS[0], "picture"], [0, 1]), "Item 1 of the data set"),
-        (Pairs([Image.new("F", (3, 3))], [0]), "Item 0 .* got Pillow mode F"),
-        (Pairs([PIXELS[0], PIXELS[1][:4]], [0, 1]), r"image 0 is \(5, 6, 3\) and image 1 is \(4, 6, 3\)"),
-        (Pairs([], []), "At least one image is needed"),
+        ([PIXELS[0], PIXELS[1]], "expected an image and an integer label, got item 0 of the data set"),
+        (Pairs(PIXELS[:2], [0, 0.5]), "item 1 of the data set"),
+        (Pairs([PIXELS[0], "picture"], [0, 1]), "item 1 of the data set"),
+        (Pairs([Image.new("F", (3, 3))], [0]), "item 0 .* got Pillow mode F"),
+        (Pairs([PIXELS[0], PIXELS[1][:4]], [0, 1]), r"image 0 of \(5, 6, 3\) and image 1 of \(4, 6, 3\)"),
+        (Pairs([], []), "at least one image, got none"),
         (Pairs(list(PIXELS[:2]), [0, 2]), r"first \[1\]"),
     ],
 )

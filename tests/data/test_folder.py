@@ -65,11 +65,11 @@ def test_train_and_test_folders_share_classes_and_channels(tmp_path: Path, colou
 def test_a_test_class_without_training_images_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train" / "a" / "1.png", 1)
     write(tmp_path / "test" / "b" / "1.png", 1)
-    with pytest.raises(ValueError, match=r"b has none in .*train"):
+    with pytest.raises(ValueError, match=r"got none of b in .*train"):
         read_folder(tmp_path)
     (tmp_path / "test" / "b" / "1.png").unlink()
     (tmp_path / "test" / "b").rename(tmp_path / "test" / "a")
-    with pytest.raises(ValueError, match=r"Expected pictures in the class folders of .*test, found none"):
+    with pytest.raises(ValueError, match=r"expected pictures in the class folders of .*test, got none"):
         read_folder(tmp_path)
 
 
@@ -94,20 +94,20 @@ def test_classes_one_level_too_deep_are_refused(tmp_path: Path, names: tuple[str
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"at .*nowhere, found none"):
+    with pytest.raises(ValueError, match=r"at .*nowhere, got none"):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="one sub-folder per class in"):
         read_folder(tmp_path)
     write(tmp_path / "a" / "1.png", 1)
     (tmp_path / "b").mkdir()
-    with pytest.raises(ValueError, match=r"Expected pictures .* in .*b, found none"):
+    with pytest.raises(ValueError, match=r"expected pictures .* in .*b, got none"):
         read_folder(tmp_path)
 
 
 def test_mixed_sizes_are_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "a" / "1.png", 1)
     write(tmp_path / "a" / "2.png", 1, size=(6, 4))
-    with pytest.raises(ValueError, match=r"1\.png is \(4, 5\) and .*2\.png is \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"1\.png' of \(4, 5\) and .*2\.png' of \(4, 6\)"):
         read_folder(tmp_path)
 
 
@@ -137,3 +137,21 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path, mo
     monkeypatch.setattr(folder, "MAX_PIXELS", 19)
     with pytest.raises(ValueError, match="5 x 4 pixels are more than 19"):
         read_picture(tmp_path / "small.png")
+
+
+def test_the_content_decides_on_the_format(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    for kind in ("PNG", "GIF", "BMP", "PPM", "TIFF"):
+        Image.fromarray(noise).save(tmp_path / "x.jpg", kind)
+        found = read_picture(tmp_path / "x.jpg").transpose(1, 2, 0)
+        assert found.shape == noise.shape
+        assert kind == "GIF" or np.array_equal(found, noise)
+    (tmp_path / "x.jpg").write_bytes(b"P7 neither of them")
+    with pytest.raises(ValueError, match=r"x\.jpg', got an error \(cannot identify image file"):
+        read_picture(tmp_path / "x.jpg")
+
+
+def test_what_pillow_only_warns_of_is_read(tmp_path: Path) -> None:
+    picture = Image.new("L", (4, 3), 7).convert("P")
+    picture.save(tmp_path / "x.png", transparency=b"\x00\x80")  # Pillow warns of converting such palettes
+    assert read_picture(tmp_path / "x.png").shape == (3, 3, 4)

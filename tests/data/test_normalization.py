@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fastdistill.data.normalization import Normalization, channel_normalization, zca_normalization
-from fastdistill.data.zca import fit_zca
+from fastdistill.data.zca import fit_zca, whiten
 
 
 def random_bytes(*shape: int) -> torch.Tensor:
@@ -62,5 +62,13 @@ def test_impossible_statistics_are_refused(mean: tuple[float, ...], std: tuple[f
 
 def test_zca_beside_statistics_is_refused() -> None:
     whitening = fit_zca(random_bytes(9, 1, 2, 2))
-    with pytest.raises(ValueError, match="ZCA replaces mean and std"):
+    with pytest.raises(ValueError, match="beside ZCA, which replaces them"):
         Normalization(mean=(0.5,), std=(1.0,), whitening=whitening)
+
+
+def test_zca_of_constant_images_is_finite() -> None:
+    images = torch.full((9, 2, 3, 3), 7, dtype=torch.uint8)
+    whitening = zca_normalization(images).whitening
+    assert whitening is not None
+    assert whiten(images / 255, whitening).abs().max() < 1e-6
+    assert whitening.matrix.isfinite().all() and whitening.inverse.isfinite().all()

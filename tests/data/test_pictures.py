@@ -44,9 +44,9 @@ def test_other_layouts_are_only_stacked() -> None:
 
 
 def test_sizes_must_agree_and_the_culprit_is_named() -> None:
-    with pytest.raises(ValueError, match=r"a is \(2, 3\) and c is \(3, 2\)"):
+    with pytest.raises(ValueError, match=r"a of \(2, 3\) and c of \(3, 2\)"):
         stack_pictures([("a", np.zeros((1, 2, 3))), ("b", np.zeros((3, 2, 3))), ("c", np.zeros((1, 3, 2)))])
-    with pytest.raises(ValueError, match=r"a is \(8, 8, 3\) and b is \(8, 8, 4\)"):
+    with pytest.raises(ValueError, match=r"a of \(8, 8, 3\) and b of \(8, 8, 4\)"):
         stack_pictures([("a", np.zeros((8, 8, 3))), ("b", np.zeros((8, 8, 4)))])
-    with pytest.raises(ValueError, match="At least one image"):
+    with pytest.raises(ValueError, match="at least one image, got none"):
         stack_pictures([])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import gzip
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastdistill.data.sources import load_source
 from fastdistill.data.torchvision_sets import NORMALIZATIONS, read_torchvision, torchvision_datasets
 
 
@@ -103,6 +105,52 @@ def test_missing_files_are_answered_with_the_folder_and_the_flag(tmp_path: Path,
     assert not list(tmp_path.iterdir())
 
 
+def test_packed_files_are_read_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = write_mnist(tmp_path)
+    for file in (tmp_path / "MNIST" / "raw").iterdir():
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+    monkeypatch.setattr("fastdistill.data.torchvision_sets.torchvision_datasets", None)
+    raw = read_torchvision("mnist", tmp_path, download=False)
+    assert np.array_equal(np.asarray(raw.train[0]), arrays["train-images-idx3"])
+    assert raw.test is not None and np.array_equal(np.asarray(raw.test[1]), arrays["t10k-labels-idx1"])
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashionmnist"])
+def test_class_names_are_torchvisions(tmp_path: Path, name: str) -> None:
+    folder = {"mnist": "MNIST", "fashionmnist": "FashionMNIST"}[name]
+    write_mnist(tmp_path, name=folder)
+    found = read_torchvision(name, tmp_path, download=False).class_names
+    assert found == tuple(getattr(torchvision_datasets(), folder).classes)
+
+
+def test_torchvision_fetches_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+
+    def fetch(root: str, *, download: bool) -> None:
+        calls.append(download)
+        write_mnist(Path(root))
+
+    monkeypatch.setattr(torchvision_datasets(), "MNIST", fetch)
+    for _ in range(2):
+        assert len(read_torchvision("mnist", tmp_path, download=True).train[0]) == 40
+    assert calls == [True]
+
+
+def test_files_of_another_set_or_split_are_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    write_mnist(tmp_path)
+    write_idx(raw / "train-labels-idx1-ubyte", np.arange(40, dtype=np.uint8) % 20)
+    with pytest.raises(ValueError, match=r"expected labels of 10 classes in 0 \.\. 9, got 0 \.\. 19"):
+        load_source("mnist", root=str(tmp_path))
+    (raw / "train-labels-idx1-ubyte").write_bytes((raw / "t10k-labels-idx1-ubyte").read_bytes())
+    with pytest.raises(ValueError, match=r"expected 40 integer labels, one per image, got .* \[20\]"):
+        load_source("mnist", root=str(tmp_path))
+    (raw / "train-labels-idx1-ubyte").write_bytes((raw / "train-images-idx3-ubyte").read_bytes())
+    with pytest.raises(ValueError, match="train-labels-idx1-ubyte does not begin as an IDX file of 1 axes"):
+        load_source("mnist", root=str(tmp_path))
+
+
 def test_damaged_files_are_answered_alike(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     file = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
@@ -124,7 +172,7 @@ def test_failed_downloads_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_pat
 @pytest.mark.skipif("FASTDISTILL_DATA" not in os.environ, reason="FASTDISTILL_DATA names no folder of data sets")
 def test_the_constants_are_those_of_the_real_files(name: str) -> None:
     raw = read_torchvision(name, Path(os.environ["FASTDISTILL_DATA"]), download=False)
-    pixels = torch.as_tensor(raw.train[0]).double() / 255
+    pixels = torch.tensor(raw.train[0]).double() / 255
     assert pixels.shape == (60_000, 28, 28)
     assert raw.test is not None and len(raw.test[1]) == 10_000
     normalization = NORMALIZATIONS[name]

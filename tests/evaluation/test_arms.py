@@ -29,22 +29,33 @@ def class_means(data, runs=1):
 def test_arms_name_what_was_trained_on():
     judging, data = judge(whole_epochs=1, whole_students=2)
     images = class_means(data)
-    table = judging.table(images, images.flip(1), Silent())
-    assert table["protocol"] == "dc"
-    found = [(arm["arm"], arm["images"], arm["students"], arm["epochs"]) for arm in table["arms"]]
+    arms = list(judging.arms(images, images.flip(1), Silent()))
+    assert judging.conditions["protocol"] == "dc"
+    found = [(arm["arm"], arm["images"], arm["students"], arm["epochs"]) for arm in arms]
     assert found == [
         ("distilled (last)", 20, 3, 4),
         ("distilled (best on validation)", 20, 3, 4),
         ("random real", 20, 3, 4),
         ("whole training set", len(data.train), 2, 1),
     ]
-    assert table["arms"][1]["per_student"] != table["arms"][0]["per_student"]
+    assert arms[1]["per_student"] != arms[0]["per_student"]
+
+
+def test_arms_that_were_measured_before_are_taken_over():
+    judging, data = judge(whole_epochs=1, whole_students=2)
+    images = class_means(data)
+    straight = list(judging.arms(images, images.flip(1), Silent()))
+    for count in range(5):
+        kept = [{**arm, "seconds": -1.0} for arm in straight[:count]]
+        again = list(judging.arms(images, images.flip(1), Silent(), kept))
+        assert [arm["seconds"] == -1.0 for arm in again] == [index < count for index in range(4)]
+        assert [arm["per_student"] for arm in again] == [arm["per_student"] for arm in straight]
 
 
 def test_the_last_images_are_not_tested_twice():
     judging, data = judge(random_real=False)
     images = class_means(data)
-    arms = judging.table(images, images, Silent())["arms"]
+    arms = list(judging.arms(images, images, Silent()))
     assert [arm["arm"] for arm in arms] == ["distilled (last)", "distilled (best on validation)"]
     assert arms[0]["per_student"] == arms[1]["per_student"]
 
@@ -52,7 +63,7 @@ def test_the_last_images_are_not_tested_twice():
 def test_every_run_has_its_own_students():
     judging, data = judge(random_real=False)
     images = class_means(data, runs=2)
-    arms = judging.table(images, None, Silent())["arms"]
+    arms = list(judging.arms(images, None, Silent()))
     assert len(arms[0]["per_student"]) == 6
 
 

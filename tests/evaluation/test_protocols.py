@@ -3,6 +3,7 @@ import torch
 
 from bench.naive.evaluation import decay_epoch
 from fastdistill.evaluation.protocols import PROTOCOLS, protocol
+from fastdistill.evaluation.replay import Replay
 
 
 def make(name, dataset="mnist", **options):
@@ -77,6 +78,27 @@ def test_no_epochs_are_refused():
 
 
 def test_unknown_protocols_are_named():
-    with pytest.raises(ValueError, match="expected a protocol among dc, dsa, default, got 'mtt'"):
+    with pytest.raises(ValueError, match="expected a protocol among dc, dsa, default, own, got 'mtt'"):
         make("mtt", "mnist")
-    assert PROTOCOLS == ("dc", "dsa", "default")
+    assert PROTOCOLS == ("dc", "dsa", "default", "own")
+
+
+def test_own_steps_are_replayed_plainly():
+    replay = Replay(rates=torch.ones(4), order=torch.zeros(4, 2, dtype=torch.int64))
+    found = make("own", replay=replay)
+    assert (found.name, found.epochs, found.steps, found.augmentation) == ("own", 0, 4, "none")
+    assert found.replay is replay
+    assert found.augment(0, torch.arange(2)) is None
+    with pytest.raises(ValueError, match=r"expected no epochs for the protocol own, which replays .* 4 steps, got 3"):
+        found.with_epochs(3)
+
+
+def test_other_protocols_leave_own_steps_out():
+    found = make("dc", replay=Replay(rates=torch.ones(4), order=torch.zeros(4, 2, dtype=torch.int64)))
+    assert found.replay is None
+    assert found.steps == 0
+
+
+def test_images_without_steps_have_no_own_protocol():
+    with pytest.raises(ValueError, match="for the protocol own, got images without: choose dc, dsa or default"):
+        make("own")

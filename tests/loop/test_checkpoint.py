@@ -1,4 +1,8 @@
+import hashlib
+import json
 import logging
+import os
+import subprocess
 
 import pytest
 import torch
@@ -42,7 +46,7 @@ def test_everything_comes_back(tmp_path, students):
     saved = state(7, students=students)
     best = Best(images=saved.images, accuracy=(0.25,), step=(7,))  # the same tensor as the last images
     save(tmp_path, 7, best, students=students)
-    found = load_checkpoint(tmp_path)
+    found = load_checkpoint(tmp_path, "h")
     assert found.plan == PLAN
     assert found.elapsed_s == 1.5
     assert (found.state.step, found.best.step, found.best.accuracy) == (7, (7,), (0.25,))
@@ -61,48 +65,106 @@ def test_the_two_newest_are_kept(tmp_path):
     for step in (2, 4, 10, 100):
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000100"]
-    assert load_checkpoint(tmp_path).state.step == 100
+    assert load_checkpoint(tmp_path, "h").state.step == 100
 
 
-@pytest.mark.parametrize("name", ["state.safetensors", "manifest.json"])
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, name, damage):
-    save(tmp_path, 1)
-    path = save(tmp_path, 2) / name
+FILES = ("state.safetensors", "manifest.json", "manifest.json.sha256")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_flipped_byte_and_every_truncation_is_found(tmp_path, caplog, name):
+    save(tmp_path, 1, students=False)
+    path = save(tmp_path, 2, students=False) / name
     content = path.read_bytes()
-    if damage == "gone":
-        path.unlink()
-    elif damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        middle = content.index(b"sha256") + 12 if name == "manifest.json" else len(content) - 9
-        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    damaged = [content[:length] for length in range(len(content))]
+    damaged += [
+        content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :]
+        for place in range(len(content))
+    ]
     with caplog.at_level(logging.WARNING):
-        assert load_checkpoint(tmp_path).state.step == 1
-    assert "step-000002 is damaged" in caplog.text
+        for number, data in enumerate(damaged):
+            path.write_bytes(data)
+            caplog.clear()
+            assert load_checkpoint(tmp_path, "h").state.step == 1, number
+            assert "step-000002 is damaged" in caplog.text, number
+    path.unlink()
+    assert load_checkpoint(tmp_path, "h").state.step == 1
+    path.write_bytes(content)
+    assert load_checkpoint(tmp_path, "h").state.step == 2
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_when_its_step_comes_again(tmp_path):
     save(tmp_path, 1)
     (save(tmp_path, 2) / "manifest.json").write_text("{}")
     save(tmp_path, 2)
-    assert load_checkpoint(tmp_path).state.step == 2
+    assert load_checkpoint(tmp_path, "h").state.step == 2
+    assert (tmp_path / "step-000002.damaged" / "manifest.json").read_text() == "{}"
+
+
+def test_damaged_checkpoints_past_a_step_do_not_push_good_ones_out(tmp_path):
+    save(tmp_path, 5)
+    for step in (9, 10):
+        (save(tmp_path, step) / "manifest.json").write_text("{}")
+    save(tmp_path, 4)
+    save(tmp_path, 6)
+    assert load_checkpoint(tmp_path, "h").state.step == 6
+    assert not (tmp_path / "step-000009").exists()
+
+
+def test_another_configuration_or_version_is_refused(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(
+        ValueError, match=r"expected a checkpoint of this configuration and version \(x\) in .*, got h:"
+    ):
+        load_checkpoint(tmp_path, "x")
+    described = json.dumps(
+        {
+            "schema": 99,
+            "files": json.loads((tmp_path / "step-000001" / "manifest.json").read_text())["files"],
+            "config_hash": "h",
+        }
+    ).encode()
+    (tmp_path / "step-000001" / "manifest.json").write_bytes(described)
+    (tmp_path / "step-000001" / "manifest.json.sha256").write_text(
+        f"{hashlib.sha256(described).hexdigest()}  manifest.json\n"
+    )
+    with pytest.raises(ValueError, match="got schema 99"):
+        load_checkpoint(tmp_path, "h")
+
+
+def test_the_sums_are_those_that_sha256sum_checks(tmp_path):
+    path = save(tmp_path, 1)
+    done = subprocess.run(["sha256sum", "--check", "--strict", "manifest.json.sha256"], cwd=path, capture_output=True)
+    assert done.returncode == 0
+    manifest = json.loads((path / "manifest.json").read_text())
+    state = (path / "state.safetensors").read_bytes()
+    assert manifest["files"]["state.safetensors"] == {"sha256": hashlib.sha256(state).hexdigest(), "bytes": len(state)}
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        path = save(tmp_path, 1)
+    finally:
+        os.umask(old)
+    assert path.stat().st_mode & 0o777 == 0o750
+    assert {file.stat().st_mode & 0o777 for file in path.iterdir()} == {0o640}
 
 
 def test_steps_are_compared_as_numbers(tmp_path):
     save(tmp_path, 999_999)
     save(tmp_path, 1_000_000)
     save(tmp_path, 1_000_001)
-    assert load_checkpoint(tmp_path).state.step == 1_000_001
+    assert load_checkpoint(tmp_path, "h").state.step == 1_000_001
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_there_may_be_none(tmp_path):
-    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(tmp_path, "h") is None
 
 
 def test_a_left_over_temporary_is_in_nobodys_way(tmp_path):
     (tmp_path / "step-000003.tmp").mkdir(parents=True)
-    assert load_checkpoint(tmp_path) is None
+    assert load_checkpoint(tmp_path, "h") is None
     save(tmp_path, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]

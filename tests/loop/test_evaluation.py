@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ import torch
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
 from fastdistill.loop.evaluation import evaluate_run
 from fastdistill.loop.run import run
-from fastdistill.synthetic.distilled import load
+from fastdistill.synthetic.distilled import load_file as load
+from fastdistill.synthetic.schedule import Schedule
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one run", "two runs"])
@@ -33,12 +35,15 @@ def test_a_run_is_judged_by_other_students(folder):
     written = [json.loads(text) for text in (folder / "evaluations.jsonl").read_text().splitlines()]
     assert written[-1]["images"] == "distilled.safetensors"
     assert written[-1]["per_student"] == list(evaluation.per_student)
+    assert 0 <= written[-1]["random_real_mean"] <= 1
+    assert written[-1]["width"] == 4
     again, _ = evaluate_run(folder, student={"architecture": "mlp"}, students=3, protocol="dc", epochs=5, device="cpu")
     assert again.per_student == evaluation.per_student
 
 
 def test_the_runs_own_student_and_protocol_are_the_default(folder):
-    evaluation, line = evaluate_run(folder, student={}, students=2, epochs=2, device="cpu")
+    evaluation, line = evaluate_run(folder, student={}, students=2, epochs=2, random_real=False, device="cpu")
+    assert "random_real_mean" not in line
     assert line["architecture"] == "convnet"
     assert evaluation.protocol == "default"
 
@@ -68,6 +73,18 @@ def test_any_architecture_and_protocol(architecture, protocol, tmp_path):
         device="cpu",
     )
     assert (line["architecture"], evaluation.protocol, len(evaluation.per_student)) == (architecture, protocol, 2)
+
+
+def test_images_with_steps_of_their_own_are_replayed(folder, tmp_path):
+    schedule = Schedule(rates=torch.full((2,), 0.01), images=torch.tensor([[0, 1], [2, 3]]))
+    replace(load(folder), schedule=schedule).save(tmp_path / "distilled.safetensors")
+    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    evaluation, line = evaluate_run(tmp_path, student={}, students=2, device="cpu")
+    assert (evaluation.protocol, line["protocol"], line["steps"], line["epochs"]) == ("own", "own", 2, 0)
+    _, line = evaluate_run(tmp_path, student={}, students=2, protocol="dc", epochs=2, device="cpu")
+    assert (line["protocol"], line["steps"], line["epochs"]) == ("dc", 0, 2)
+    with pytest.raises(ValueError, match="expected no epochs for the protocol own"):
+        evaluate_run(tmp_path, student={}, students=2, epochs=2, device="cpu")
 
 
 def test_what_does_not_exist_is_named(folder, tmp_path):

@@ -2,6 +2,7 @@ import torch
 
 from fastdistill.config import MatchingConfig
 from fastdistill.loop.outer import Best, State, outer_steps
+from fastdistill.methods.image_gradient import ImageGradient
 from fastdistill.students.ensemble import Students
 
 
@@ -21,7 +22,9 @@ class Quadratic:
     def gradient(self, images, students, step):
         self.calls.append(("gradient", step, float(students.weights[0, 0])))
         loss = ((images - self.target) ** 2).sum() / 2
-        return images - self.target, torch.stack([loss, 3 * loss])
+        return ImageGradient(
+            gradient=images - self.target, loss=torch.stack([loss, 3 * loss]), finite=torch.ones(2, dtype=torch.bool)
+        )
 
     def advance(self, images, students, step):
         if (step + 1) % self.loop == 0:
@@ -37,11 +40,11 @@ def test_images_move_by_sgd_with_momentum():
     config = MatchingConfig(image_learning_rate=0.1, image_momentum=0.5)
     expected = start.clone().requires_grad_()
     optimizer = torch.optim.SGD([expected], lr=0.1, momentum=0.5)
-    for found, metrics in outer_steps(method, state, config, 6):
+    for found, step in outer_steps(method, state, config, 6):
         loss = ((expected - target) ** 2).sum() / 2
-        assert torch.allclose(metrics["outer/loss"], 2 * loss)
-        assert torch.allclose(metrics["outer/loss_std"], loss)
-        assert torch.allclose(metrics["outer/grad_norm"], (expected - target).norm())
+        assert torch.allclose(step.values["outer/loss"], 2 * loss)
+        assert torch.allclose(step.values["outer/loss_std"], loss)
+        assert torch.allclose(step.values["outer/grad_norm"], (expected - target).norm())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from PIL import Image
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
 from fastdistill.data.sources import load_source
+from fastdistill.failures import Stopped
 from fastdistill.loop.run import config_hash, run
-from fastdistill.synthetic.distilled import load
+from fastdistill.progress import Silent
+from fastdistill.synthetic.load import load
 
 GOLDEN = Path(__file__).parent / "golden.json"
 EVALUATION = EvaluationConfig(
@@ -114,6 +117,7 @@ def test_a_run_leaves_its_folder(tmp_path, digits):
         "curves.png",
         "report.html",
         "checkpoints",
+        "tensorboard",
     }
     assert yaml.safe_load((folder / "config.yaml").read_text()) == settings.as_dict()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"step-000015", "step-000020"}
@@ -155,9 +159,39 @@ def test_a_run_stopped_before_its_judgement_is_judged_when_repeated(tmp_path, di
     assert again.table["arms"][0]["arm"] == "distilled (last)"
 
 
+def test_a_judgement_goes_on_behind_its_last_arm(tmp_path, digits):
+    class Interrupting(Silent):
+        stages = ()
+
+        @contextmanager
+        def stage(self, name, total, done=0):
+            self.stages = (*self.stages, name)
+            if self.stop_at in name:
+                raise Stopped("by hand")
+            yield lambda count, remark: None
+
+    straight = run(config(tmp_path / "straight"), digits)
+    watching = Interrupting()
+    for watching.stop_at in ("random", "whole", "nothing"):
+        watching.stages = ()
+        if watching.stop_at == "nothing":
+            found = run(config(tmp_path), digits, progress=watching)
+        else:
+            with pytest.raises(Stopped):
+                run(config(tmp_path), digits, progress=watching)
+            assert not json.loads((tmp_path / "run" / "results.json").read_text())["judged"]
+        judged = [name for name in watching.stages if name.startswith("testing")]
+        assert len(judged) == {"random": 2, "whole": 2, "nothing": 1}[watching.stop_at]  # only what was not judged yet
+    arms = [(arm["arm"], arm["per_student"]) for arm in found.table["arms"]]
+    assert [(name, list(shares)) for name, shares in arms] == [
+        (arm["arm"], list(arm["per_student"])) for arm in straight.table["arms"]
+    ]
+    assert found.table["judged"]
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path, digits):
     run(config(tmp_path), digits, stop_after=1)
-    with pytest.raises(ValueError, match="a run that differs in students: choose another --name"):
+    with pytest.raises(ValueError, match=r"differs in students \(2 there, 3 here\): choose another --name"):
         run(config(tmp_path, students=3), digits)
     run(config(tmp_path), digits, stop_after=2)  # the same run may go on
 

@@ -83,7 +83,8 @@ def test_image_gradient_equals_the_textbook(students, ipc, augmentation, batchin
     synthetic = images(1, CLASSES, ipc, seed=7, device=device)
     for step in (0, 3):
         drawn = method.fresh(step)
-        gradient, loss = method.gradient(synthetic, drawn, step)
+        found = method.gradient(synthetic, drawn, step)
+        gradient, loss = found.gradient, found.loss
         expected, losses = torch.zeros_like(synthetic[0]), []
         for k in range(students):
             network = textbook_network(layout, drawn.weights[k])
@@ -101,7 +102,7 @@ def test_every_distance_equals_the_textbook(distance, device):
     method, sample, layout = make(config, students=1, device=device)
     synthetic = images(1, CLASSES, 1, seed=7, device=device)
     drawn = method.fresh(0)
-    gradient, _ = method.gradient(synthetic, drawn, 0)
+    gradient = method.gradient(synthetic, drawn, 0).gradient
     network = textbook_network(layout, drawn.weights[0])
     real = list(sample(None, 0, drawn.indices, REAL).images[0])
     assert relative(gradient[0], image_gradient(network, real, synthetic[0], distance)) <= 1e-8
@@ -112,7 +113,7 @@ def test_pooled_matching_is_one_class_of_everything(device):
     method, sample, layout = make(config, students=2, ipc=2, device=device)
     synthetic = images(1, CLASSES, 2, seed=7, device=device)
     drawn = method.fresh(0)
-    gradient, _ = method.gradient(synthetic, drawn, 0)
+    gradient = method.gradient(synthetic, drawn, 0).gradient
     expected = torch.zeros_like(synthetic)
     labels = torch.arange(CLASSES, device=device)
     for k in range(2):
@@ -138,10 +139,12 @@ def test_runs_at_once_equal_runs_alone_and_chunks_change_nothing(augmentation, c
     together, _, _ = make(config, students=3, runs=2, chunk=chunk, device=device)
     synthetic = images(2, CLASSES, 1, seed=7, device=device)
     drawn = together.fresh(0)
-    gradient, loss = together.gradient(synthetic, drawn, 0)
+    both = together.gradient(synthetic, drawn, 0)
+    gradient, loss = both.gradient, both.loss
     alone, _, _ = make(config, students=3, device=device)
     for run in range(2):
-        own, own_loss = alone.gradient(synthetic[run : run + 1], drawn.some(slice(3 * run, 3 * run + 3)), 0)
+        single = alone.gradient(synthetic[run : run + 1], drawn.some(slice(3 * run, 3 * run + 3)), 0)
+        own, own_loss = single.gradient, single.loss
         assert relative(gradient[run : run + 1], own) <= 1e-12
         assert torch.allclose(loss[3 * run : 3 * run + 3], own_loss, rtol=1e-12)
 
@@ -203,7 +206,8 @@ def test_a_real_mnist_step_equals_the_textbook(real_data):
     plan = make_plan(config, data.shape, data.num_classes)
     state, method = initial_state(config, plan, data), make_method(config, plan, data)
     drawn = method.fresh(0)
-    gradient, loss = method.gradient(state.images, drawn, 0)
+    found = method.gradient(state.images, drawn, 0)
+    gradient, loss = found.gradient, found.loss
     network = NaiveConvNet(1, 10, width=128, image_size=28).double()
     with torch.no_grad():
         views = plan_layout(config, data).views(drawn.weights[0]).values()
@@ -243,7 +247,7 @@ def test_batch_norm_statistics_are_frozen_for_the_match(device):
     method, _, _ = make(config, students=2, device=device, norm="batch")
     drawn = method.prepare(method.fresh(0), 0)
     before = {name: buffer.clone() for name, buffer in drawn.buffers.items()}
-    gradient, _ = method.gradient(images(1, CLASSES, 1, seed=7, device=device), drawn, 0)
+    gradient = method.gradient(images(1, CLASSES, 1, seed=7, device=device), drawn, 0).gradient
     assert gradient.isfinite().all()
     assert gradient.norm() > 0
     assert all(torch.equal(drawn.buffers[name], value) for name, value in before.items())
@@ -254,3 +258,40 @@ def test_fixed_students_are_the_same_at_every_step_and_fresh_ones_are_not():
         ensemble = Ensemble(StudentConfig(width=4, initialization=kind), SHAPE, CLASSES, seed=1, dtype=torch.float64)
         first, later = (ensemble.draw(step, torch.arange(2)).weights for step in (0, 9))
         assert torch.equal(first, later) == same
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+@pytest.mark.parametrize("chunk", [2, 100])
+@pytest.mark.parametrize("augmentation", ["none", "color_crop_cutout_flip_scale_rotate"])
+def test_a_poisoned_student_is_masked_and_leaves_the_others_their_bits(batching, chunk, augmentation, device):
+    config = MatchingConfig(augmentation=augmentation)
+    method, _, layout = make(config, students=5, chunk=chunk, batching=batching, device=device)
+    synthetic = images(1, CLASSES, 1, seed=7, device=device)
+    drawn = method.fresh(0)
+    clean = method.gradient(synthetic, drawn, 0)
+    assert clean.finite.all()
+    layout.views(drawn.weights)["body.1.convolution.weight"][3, 0, 0, 0, 0] = torch.nan
+    found = method.gradient(synthetic, drawn, 0)
+    assert found.finite.tolist() == [True, True, True, False, True]
+    kept = found.finite
+    assert torch.equal(found.loss[kept], clean.loss[kept])
+    assert found.gradient.isfinite().all()
+    # φ's gradient is the mean of the other four, as if they had been alone
+    expected = torch.zeros_like(synthetic)
+    for student in kept.nonzero()[:, 0].tolist():
+        alone, _, _ = make(config, students=1, batching=batching, device=device)
+        alone._per_run = 1
+        expected += alone.gradient(synthetic, drawn.some(slice(student, student + 1)), 0).gradient / 4
+    assert relative(found.gradient, expected) < 1e-12
+    assert method.locate(synthetic, drawn, 0, 3) == "weights body.1.convolution.weight"
+    assert method.locate(synthetic, drawn, 0, 2) == ""
+
+
+def test_a_run_without_any_finite_student_does_not_move(device):
+    method, _, _ = make(MatchingConfig(), students=2, runs=2, device=device)
+    drawn = method.fresh(0)
+    drawn.weights[:2] = torch.inf
+    found = method.gradient(images(2, CLASSES, 1, seed=7, device=device), drawn, 0)
+    assert found.finite.tolist() == [False, False, True, True]
+    assert not found.gradient[0].any()
+    assert found.gradient[1].any()

@@ -1,24 +1,16 @@
 from __future__ import annotations
 
-import logging
 import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fastdistill.report.figures import (
-    image_grid,
-    read_metrics,
-    save_curves,
-    save_image_grid,
-    series,
-)
+from fastdistill.report.figures import image_grid, save_picture
 
 WHITE = (255, 255, 255)
 
@@ -150,98 +142,10 @@ def test_images_with_a_graph_and_of_half_precision_are_drawn() -> None:
 
 def test_a_saved_sheet_is_the_sheet(tmp_path: Path) -> None:
     images, labels = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
-    save_image_grid(tmp_path / "images.png", images, labels, class_names=("x", "y"))
+    save_picture(tmp_path / "images.png", image_grid(images, labels, class_names=("x", "y")))
     with Image.open(tmp_path / "images.png") as saved:
         assert (pixels(saved) == pixels(image_grid(images, labels, class_names=("x", "y")))).all()
     assert [path.name for path in tmp_path.iterdir()] == ["images.png"]
-
-
-def test_a_torn_last_line_of_metrics_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "outer/loss": 2.5}\n{"step": 2, "outer/loss": NaN}\n{"step": 3, "outer/lo')
-    with caplog.at_level(logging.WARNING):
-        first, second = read_metrics(path)
-    assert first == {"step": 1, "outer/loss": 2.5} and math.isnan(second["outer/loss"])
-    assert not caplog.records
-
-
-def test_a_torn_line_inside_metrics_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\n{"step": 2, "ou\n[3]\n{"step": 3}\n')
-    assert read_metrics(path) == [{"step": 1}, {"step": 3}]
-    assert [record.getMessage().split(" line ")[1] for record in caplog.records] == [
-        "2 is not a record of metrics and is skipped",
-        "3 is not a record of metrics and is skipped",
-    ]
-    path.write_text("")
-    assert read_metrics(path) == []
-
-
-def test_a_series_is_ordered_and_takes_the_later_of_repeated_steps() -> None:
-    metrics: list[dict[str, Any]] = [
-        {"step": 10, "loss": 3.0},
-        {"step": 30, "loss": 9.0, "other": 1},
-        {"step": 20, "loss": 2},
-        {"step": 30, "loss": math.inf},
-        {"step": 40, "loss": None},
-        {"step": 10, "time_s": 1.0},
-    ]
-    steps, values = series(metrics, "loss")
-    assert steps.tolist() == [10, 20, 30]
-    assert values[:2].tolist() == [3, 2] and math.isnan(values[2])
-    assert len(series(metrics, "absent")[0]) == 0
-
-
-FULL = [
-    {"step": step, "time_s": 0.5 * step, "outer/loss": 100 / step, "outer/loss_std": 1.0}
-    | ({"validation/acc_mean": 0.5, "validation/acc_std": 0.1} if step % 100 == 0 else {})
-    for step in range(10, 501, 10)
-]
-
-
-@pytest.mark.parametrize(
-    "metrics",
-    [
-        [],
-        FULL,
-        FULL[:1],
-        [{"step": 1, "outer/loss": 2.0}],
-        [{"step": 1, "outer/loss": -1.0, "outer/loss_std": 0.1}, {"step": 2, "outer/loss": 1.0}],
-        [{"step": 1, "outer/loss": math.nan, "outer/loss_std": math.nan}],
-        [{"step": 1, "outer/loss": math.inf, "time_s": 0.0}, {"step": 2, "outer/loss": 3.0, "outer/loss_std": 9.0}],
-        [{"step": 0, "validation/acc_mean": 0.1}],
-    ],
-    ids=["none", "full", "one", "no-spread", "negative", "nan", "infinite", "step-0"],
-)
-def test_curves_are_drawn_from_whatever_was_measured(tmp_path: Path, metrics: list[dict[str, Any]]) -> None:
-    save_curves(tmp_path / "curves.png", metrics, "a $run^ with {signs} <b>")
-    with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.format == "PNG" and picture.width > 1000
-        assert len(np.unique(pixels(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10
-    assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
-
-
-def test_curves_show_loss_on_a_logarithmic_axis_accuracy_and_both_clocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.figure import Figure
-
-    drawn: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **more: (drawn.append(self), save(self, *args, **more)))
-    save_curves(tmp_path / "curves.png", FULL, "name")
-    loss, accuracy, above, _ = drawn[0].axes
-    assert drawn[0].get_suptitle() == "name"
-    assert loss.get_yscale() == "log" and accuracy.get_yscale() == "linear"
-    assert loss.lines[0].get_xdata().tolist() == list(range(10, 501, 10))
-    assert loss.lines[0].get_ydata().tolist() == pytest.approx([100 / step for step in range(10, 501, 10)])
-    # a deviation above the loss is cut short of zero, where a logarithmic axis ends
-    band = loss.collections[0].get_paths()[0].get_extents()
-    assert (band.ymin, band.ymax) == pytest.approx((0.05 * 0.2, 11.0))
-    line = next(line for line in accuracy.lines if len(line.get_xdata()) == 5 and line.get_linestyle() == "-")
-    assert line.get_ydata().tolist() == [50.0] * 5
-    assert above.get_xlabel() == "wall clock (min)"
-    assert dict(zip(above.get_xticks(), (t.get_text() for t in above.get_xticklabels()), strict=True))[300] == "2.5"
 
 
 def test_figures_import_neither_torch_nor_matplotlib() -> None:

@@ -173,15 +173,43 @@ def test_plain_architectures_ignore_the_convnet_options(architecture):
 
 @pytest.mark.parametrize(
     ("name", "nearest"),
-    [("resnet", "resnet18"), ("ConvNet3", "convnet"), ("vgg", "vgg11"), ("zzz", "convnet, mlp, lenet")],
+    [
+        ("resnet", "did you mean resnet18"),
+        ("ConvNet3", r"did you mean convnet\?"),
+        ("vgg", "did you mean vgg11"),
+        ("zzz", "use one of these"),
+    ],
 )
 def test_unknown_architecture_names_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"unknown architecture '{name}': use .*{nearest}"):
+    with pytest.raises(ValueError, match=f"expected an architecture out of convnet, mlp, .*, got '{name}': {nearest}"):
         build_student(name, channels=1, height=28, width=28, num_classes=10)
 
 
 @pytest.mark.parametrize("name", ["channels", "height", "width", "num_classes", "net_width"])
 def test_sizes_below_one_are_refused(name):
     sizes = {"channels": 1, "height": 8, "width": 8, "num_classes": 2, name: 0}
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"expected {name} of at least 1, got 0"):
         build_student("convnet", **sizes)
+
+
+@pytest.mark.parametrize(("architecture", "channels", "side", "options"), CASES)
+@pytest.mark.parametrize("images", [0.0, 1.0], ids=["all zero", "all equal"])
+def test_constant_images_of_one_class_give_finite_derivatives(
+    architecture, channels, side, options, images, monkeypatch
+):
+    monkeypatch.setattr("fastdistill.students.vgg.STAGE_WIDTHS", ((4,), (6,), (8, 8), (8, 8), (8, 8)))
+    monkeypatch.setattr("fastdistill.students.resnet.STAGE_WIDTHS", (4, 6, 8, 10))
+    student = build(architecture, channels, side, **options).train()
+    weights, direction, buffers = (
+        {name: tensor[0].float() if tensor.is_floating_point() else tensor[0] for name, tensor in part.items()}
+        for part in random_state(student)
+    )
+    images = torch.full((IMAGES, channels, side, side), images)
+    labels = torch.zeros(IMAGES, dtype=torch.int64)  # the other classes have no image
+
+    def gradient(weights):
+        return grad(lambda w, x: student_loss(student, w, buffers, x, labels), argnums=(0, 1))(weights, images)
+
+    for derivatives in jvp(gradient, (weights,), (direction,)):
+        assert all(tensor.isfinite().all() for tensor in (*derivatives[0].values(), derivatives[1]))
+        assert derivatives[0]["classifier.bias"].abs().max() > 0

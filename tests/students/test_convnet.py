@@ -142,15 +142,15 @@ def test_named_sequence_leaves_out_none():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 0}, "depth must be between 1 and 8, got 0"),
-        ({"depth": 9}, "depth must be between 1 and 8, got 9"),
+        ({"depth": 0}, "expected a depth of 1 to 8, got 0"),
+        ({"depth": 9}, "expected a depth of 1 to 8, got 9"),
         ({"depth": 6}, "largest depth that fits is 5"),
         ({"channels": 1, "height": 8, "width": 20, "depth": 4}, "largest depth that fits is 3"),
-        ({"norm": "weight"}, "norm must be"),
-        ({"norm": "group", "net_width": 6}, "multiple of 4, got 6"),
-        ({"height": 1, "width": 1, "pooling": "none"}, "feature map constant"),
-        ({"activation": "gelu"}, "activation must be"),
-        ({"pooling": "mean"}, "pooling must be"),
+        ({"norm": "weight"}, "expected a norm out of .*, got 'weight'"),
+        ({"norm": "group", "net_width": 6}, "multiple of 4 for norm='group', got 6"),
+        ({"height": 1, "width": 1, "pooling": "none"}, "feature map, which it makes constant"),
+        ({"activation": "gelu"}, "expected an activation out of .*, got 'gelu'"),
+        ({"pooling": "mean"}, "expected a pooling out of .*, got 'mean'"),
     ],
 )
 def test_errors_say_what_to_do(options, message):

@@ -107,11 +107,11 @@ def test_convolutions_have_no_bias():
 @pytest.mark.parametrize(
     ("architecture", "side", "norm", "message"),
     [
-        (ResNet18AP, 7, "batch", "ResNet18AP needs images of at least 8 x 8 pixels"),
-        (ResNet18AP, 15, "instance", "512 x 1 x 1 feature map constant"),
-        (ResNet18, 8, "instance", "512 x 1 x 1 feature map constant"),
-        (ResNet18, 32, "layer", "ResNet18 needs norm='instance' or norm='batch', got 'layer'"),
-        (ResNet18AP, 32, "none", "ResNet18AP needs norm='instance' or norm='batch', got 'none'"),
+        (ResNet18AP, 7, "batch", "at least 8 x 8 pixels for ResNet18AP, got 7 x 7"),
+        (ResNet18AP, 15, "instance", "got a 512 x 1 x 1 feature map, which it makes constant"),
+        (ResNet18, 8, "instance", "got a 512 x 1 x 1 feature map, which it makes constant"),
+        (ResNet18, 32, "layer", "norm='instance' or norm='batch' for ResNet18, got 'layer'"),
+        (ResNet18AP, 32, "none", "norm='instance' or norm='batch' for ResNet18AP, got 'none'"),
     ],
 )
 def test_errors_say_what_to_do(architecture, side, norm, message):

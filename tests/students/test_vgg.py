@@ -49,5 +49,5 @@ def test_too_small_an_image_names_the_smallest(channels, height, smallest):
 
 @pytest.mark.parametrize("norm", ["none", "layer", "group"])
 def test_other_norms_are_refused(norm):
-    with pytest.raises(ValueError, match=f"norm='instance' or norm='batch', got '{norm}'"):
+    with pytest.raises(ValueError, match=f"norm='instance' or norm='batch' for VGG11, got '{norm}'"):
         build(3, 32, 32, norm=norm)

@@ -145,14 +145,14 @@ def test_files_with_other_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match=f"expected {buffer} of shape .*, got nothing: pretrain"):
         load_pretrained(tmp_path, module)
     save_file(tensors | {"head.extra": torch.zeros(2)}, tmp_path / "net.safetensors")
-    with pytest.raises(ValueError, match=r"only the architecture's names in .*, got head\.extra: pretrain"):
+    with pytest.raises(ValueError, match=r"only the architecture's names in .*, got 'head\.extra': pretrain"):
         load_pretrained(tmp_path, module)
 
 
 def test_wrong_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match="expected a weight distribution among"):
         draw("gaussian")
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(ValueError, match="got none: put one file"):
         load_pretrained(tmp_path, student())
     save_file({"classifier.weight": torch.zeros(2, 2)}, tmp_path / "net.safetensors")
     with pytest.raises(ValueError, match="pretrain the same architecture"):
@@ -165,3 +165,54 @@ def test_wrong_weights_are_named(tmp_path):
 
     with pytest.raises(ValueError, match="scale of a Own"):
         draw(module=Own())
+
+
+def test_damaged_files_are_refused(tmp_path):
+    module = student()
+    path = tmp_path / "net.safetensors"
+    save_file(state(module, 1), path)
+    whole = path.read_bytes()
+    for length in (0, 7, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"weights at .*net\.safetensors, got one that cannot be read .*: save it"):
+            load_pretrained(tmp_path, module)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="got one that cannot be read"):
+        load_pretrained(tmp_path, module)
+
+
+def test_a_file_of_a_larger_network_is_refused_unread(tmp_path):
+    save_file({"weight": torch.zeros(4_000_000)}, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=r"it has 16\d{6} bytes, this architecture at most"):
+        load_pretrained(tmp_path, student())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
+@pytest.mark.parametrize("kind", ["weight", "running_var"])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value, kind):
+    tensors = state(student(norm="batch"), 1)
+    name = next(name for name in tensors if name.endswith(kind))
+    tensors[name] = tensors[name].double()
+    tensors[name].view(-1)[-1] = value
+    save_file(tensors, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=f"expected finite values in .*, got others in {name}"):
+        load_pretrained(tmp_path, student(norm="batch"))
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("weight", torch.int32), ("tracked", torch.float32), ("bias", torch.bool)])
+def test_other_kinds_of_numbers_are_refused(tmp_path, kind, dtype):
+    tensors = state(student(norm="batch"), 1)
+    name = next(name for name in tensors if name.endswith(kind))
+    tensors[name] = tensors[name].to(dtype)
+    save_file(tensors, tmp_path / "net.safetensors")
+    with pytest.raises(ValueError, match=f"expected {name} in .* as .*, got {dtype}: convert it"):
+        load_pretrained(tmp_path, student(norm="batch"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_any_width_become_float32(tmp_path, dtype):
+    save_file({name: tensor.to(dtype) for name, tensor in state(student(), 0.5).items()}, tmp_path / "net.safetensors")
+    weights, _ = load_pretrained(tmp_path, student())
+    assert weights.dtype == torch.float32
+    assert torch.equal(weights, Layout.of(student()).flatten(state(student(), 0.5))[None])

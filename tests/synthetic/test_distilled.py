@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 import fastdistill
 from fastdistill.data.normalization import Normalization
 from fastdistill.data.zca import Whitening, fit_zca
-from fastdistill.synthetic.distilled import Distilled, load
+from fastdistill.synthetic.distilled import Distilled
+from fastdistill.synthetic.distilled import load_file as load
 
 
 def make(runs=1, whitening=None, channels=2):

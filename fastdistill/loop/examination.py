@@ -1,0 +1,206 @@
+"""The test that a run's images are put to, as its folder describes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from fastdistill.config import StudentConfig
+from fastdistill.data.sampler import class_batches
+from fastdistill.data.sources import load_source
+from fastdistill.data.split import stratified_split
+from fastdistill.data.store import ImageStore
+from fastdistill.draws import Purpose
+from fastdistill.evaluation.evaluate import Evaluation, evaluate_images
+from fastdistill.evaluation.protocols import Protocol
+from fastdistill.evaluation.protocols import protocol as protocol_of
+from fastdistill.evaluation.replay import Replay
+from fastdistill.loop.plan import resolve_device
+from fastdistill.loop.record import BEST_FILE, LAST_FILE
+from fastdistill.progress import Silent
+from fastdistill.students.ensemble import student_module
+from fastdistill.synthetic.distilled import Distilled
+from fastdistill.synthetic.schedule import Schedule
+
+_FILES = {"last": LAST_FILE, "best": BEST_FILE}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """The test of a run's images.
+
+    Attributes:
+        student: the network.
+        train: the run's training images, without those that selected.
+        test: the run's test images.
+        rules: how students are trained.
+        students: fresh students per run.
+        seed: of every draw.
+    """
+
+    student: StudentConfig
+    train: ImageStore
+    test: ImageStore
+    rules: Protocol
+    students: int
+    seed: int
+
+    def judge(self, distilled: Distilled, *, progress: Silent | None = None, title: str = "testing") -> Evaluation:
+        """Trains fresh students, the same in every call, and tests them."""
+        place = self.test.device
+        return self._evaluate(
+            distilled.images.to(place), distilled.labels.to(place), self.students, progress=progress, title=title
+        )
+
+    def random_real(self, distilled: Distilled, *, progress: Silent | None = None) -> Evaluation | None:
+        """The same test of as many random real images, another draw for every student.
+
+        None where the distilled images are not equally many of every class, or a class has fewer real ones.
+        """
+        counts = distilled.labels.bincount(minlength=len(distilled.class_names))
+        ipc = int(counts[0])
+        if not bool((counts == ipc).all()) or min(self.train.class_sizes) < ipc:
+            return None
+        train = self.train.to(self.test.device)
+        chosen = class_batches(
+            train.class_index,
+            seed=self.seed,
+            step=0,
+            students=torch.arange(distilled.runs * self.students, device=train.device),
+            batch=ipc,
+            purpose=Purpose.RANDOM_REAL,
+        )
+        labels = torch.arange(len(counts), device=train.device).repeat_interleave(ipc)
+        return self._evaluate(
+            train.batch(chosen.flatten(1)), labels, 1, progress=progress, title="testing: random real"
+        )
+
+    def _evaluate(
+        self, images: Tensor, labels: Tensor, students: int, *, progress: Silent | None, title: str
+    ) -> Evaluation:
+        return evaluate_images(
+            student_module(self.student, self.test.shape, self.test.num_classes),
+            images,
+            labels,
+            self.test,
+            self.rules,
+            students=students,
+            seed=self.seed,
+            distribution=self.student.weights,
+            progress=progress,
+            title=title,
+        )
+
+
+def protocol_for(
+    schedule: Schedule | None,
+    name: str | None,
+    fallback: str,
+    *,
+    dataset: str,
+    student: StudentConfig,
+    align_corners: bool,
+) -> Protocol:
+    """The protocol of some images.
+
+    Args:
+        schedule: the images' own steps and rates, where they have any.
+        name: of the protocol; if none is given, ``own`` where there is a schedule, else the fallback.
+        fallback: name of a protocol.
+        dataset: name of the data set.
+        student: the evaluated network.
+        align_corners: of DSA's sampling grid, as the images were distilled.
+
+    Raises:
+        ValueError: for an unknown name, or ``own`` for images without a schedule.
+    """
+    return protocol_of(
+        name or (fallback if schedule is None else "own"),
+        dataset=dataset,
+        architecture=student.architecture,
+        norm=student.norm,
+        align_corners=align_corners,
+        replay=None if schedule is None else Replay(rates=schedule.rates, order=schedule.images),
+    )
+
+
+def images_file(folder: Path, images: str) -> Path:
+    """The file of a run's images.
+
+    Args:
+        folder: the run folder, or one of its files of images.
+        images: ``last`` or ``best`` (on validation).
+
+    Raises:
+        ValueError: for another name, or where none were selected.
+    """
+    if images not in _FILES:
+        raise ValueError(f"expected images among {', '.join(_FILES)}, got {images!r}: choose one of these")
+    file = folder if folder.is_file() else folder / _FILES[images]
+    if images == "best" and not file.exists() and (file.parent / LAST_FILE).exists():
+        raise ValueError(f"expected images selected on validation in {folder}, got a run that selected none: use last")
+    return file
+
+
+def examination(
+    folder: Path,
+    distilled: Distilled,
+    *,
+    student: dict[str, Any],
+    students: int,
+    protocol: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    source: str | None = None,
+    root: str | None = None,
+) -> Examination:
+    """Prepares the test of a run's images; arguments as of `evaluate_run`.
+
+    Raises:
+        ValueError: for a folder without a run, settings that do not fit it, or missing test data.
+    """
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        chosen = StudentConfig(**{**config["student"], "initialization": "fresh", "pretrained": "", **student})
+        fallback, named, below = config["evaluation"]["protocol"], config["data"]["source"], config["data"]["root"]
+        held_out, split_seed = float(config["data"]["validation_fraction"]), int(config["seed"])
+    except OSError as error:
+        raise ValueError(
+            f"expected config.yaml beside the images in {folder}, found none: name a run folder"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
+        raise ValueError(
+            f"expected the configuration of a run in {folder / 'config.yaml'}, got another file: name a run folder"
+        ) from error
+    rules = protocol_for(
+        distilled.schedule,
+        protocol,
+        fallback,
+        dataset=named,
+        student=chosen,
+        align_corners=distilled.align_corners,
+    )
+    place = resolve_device(device)
+    real = load_source(source or named, root=root or below)
+    found, needed = (real.test.shape, real.test.unit), (tuple(distilled.images.shape[2:]), distilled.unit)
+    if found != needed:
+        raise ValueError(
+            f"expected test images like the distilled ones, {needed[0]} in {needed[1]}, got {found[0]} in {found[1]}: "
+            "name the data set that they were distilled from"
+        )
+    kept, _ = stratified_split(real.train.labels, held_out, split_seed)
+    train, unseen = (
+        ImageStore(
+            images=store.images,
+            labels=store.labels,
+            class_names=distilled.class_names,
+            normalization=distilled.normalization,
+        )
+        for store in (real.train.subset(kept), real.test)
+    )
+    return Examination(student=chosen, train=train, test=unseen.to(place), rules=rules, students=students, seed=seed)

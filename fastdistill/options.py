@@ -1,0 +1,208 @@
+"""The words of the command line: parsers of the verbs, with complaints of one sentence. Nothing here imports torch.
+
+Wrong keys, in flags and in files, are found here rather than by jsonargparse, to name the nearest valid ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import reprlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from fastdistill.config import RunConfig, StudentConfig, preset_path
+
+DEFAULT_PRESET = "dc/digits-1"
+# what jsonargparse and argparse say, and what users are told
+_COMPLAINTS = [
+    (re.compile(pattern), sentence)
+    for pattern, sentence in (
+        (r'Parser key "(?P<key>\S+)": Expected an? <class \'(?P<type>\w+)\'>\. Got value: (?P<value>.*)',
+         "expected {key} of type {type}, got '{value}'"),
+        (r'Parser key "(?P<key>\w+)": Unable to load config (?P<value>\S+)',
+         "expected options below {key}, got {value}: write --{key}.NAME=VALUE"),
+        (r"argument (?P<key>\S+): expected one argument", "expected a value after {key}, got none"),
+        (r"unrecognized arguments: (?P<value>.*)", "expected options only, got '{value}'"),
+        (r"the following arguments are required: (?P<key>.*)", "expected {key}, got nothing"),
+    )
+]  # fmt: skip
+
+
+class Parser(ArgumentParser):
+    """A parser of one verb."""
+
+    def parse(self, words: Sequence[str]) -> Namespace:
+        """Parses the words of a verb.
+
+        Raises:
+            SystemExit: with code 2, after one sentence on stderr, for wrong ones; with 0 after ``--help``.
+        """
+        valid = {word for action in self._actions for word in action.option_strings}
+        groups = {word.rpartition(".")[0] for word in valid}
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and len(name) > 2 and name not in valid:
+                self.error(_unknown("an option", name, sorted(valid - groups), f"{self.prog} --help"))
+        return self.parse_args(list(words))
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Says what is wrong in one sentence and exits with 2."""
+        message = " ".join(message.split())
+        for pattern, sentence in _COMPLAINTS:
+            if found := pattern.search(message):
+                message = sentence.format(**found.groupdict())
+                break
+        hint = "" if message.startswith("expected") and ": " in message else f": see {self.prog} --help"
+        print(f"{self.prog}: {message}{hint}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run_parser(preset: str | None) -> Parser:
+    """The parser of ``run``: defaults < preset < ``--config`` file < flags."""
+    parser = Parser(
+        prog="fastdistill run",
+        usage="fastdistill run [PRESET] [--config FILE] [--name value ...]",
+        description=f"Distil and judge. PRESET is one that `fastdistill presets` lists, {DEFAULT_PRESET} by default.",
+        default_config_files=[] if preset is None else [str(preset_path(preset))],
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of options; keys it does not know are errors")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    return parser
+
+
+def parse_run(words: Sequence[str]) -> RunConfig:
+    """The configuration of ``run``'s arguments.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on stderr, for wrong arguments.
+    """
+    words = list(words)
+    preset = words.pop(0) if words and not words[0].startswith("-") else None
+    files = list(_files(words))
+    if preset is None and not files:
+        preset = DEFAULT_PRESET
+    try:
+        for file in files:
+            check_file(Path(file))
+        parser = run_parser(preset)
+        parsed = parser.instantiate(parser.parse(words))
+        return RunConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(RunConfig)})
+    except ValueError as error:
+        hint = f"; for a configuration file use --config {preset}" if preset and Path(preset).is_file() else ""
+        print(f"fastdistill run: {error}{hint}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def evaluate_parser() -> Parser:
+    """The parser of ``evaluate``."""
+    parser = Parser(prog="fastdistill evaluate", description="Train fresh students on a run's images.")
+    parser.add_argument("run", type=str, help="run folder, or its distilled.safetensors")
+    parser.add_argument("--students", type=int, default=20, help="fresh students (per run)")
+    parser.add_argument("--protocol", type=str, default="", help="dc, dsa, default or own; the run's by default")
+    parser.add_argument("--epochs", type=int, default=0, help="epochs; the protocol's by default")
+    parser.add_argument("--images", type=str, default="last", help="last, or best on validation")
+    parser.add_argument("--seed", type=int, default=0, help="of every draw")
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--random_real", type=bool, default=True, help="judge as many random real images too")
+    _add_data(parser)
+    for field in dataclasses.fields(StudentConfig):
+        if field.name in ("initialization", "pretrained"):
+            continue  # fresh students are what an evaluation means
+        parser.add_argument(f"--{field.name}", type=type(field.default), help="of the student; the run's by default")
+    return parser
+
+
+def export_parser() -> Parser:
+    """The parser of ``export``."""
+    parser = Parser(prog="fastdistill export", description="Write a run's images for other programs.")
+    parser.add_argument("run", type=str, help="run folder, or one of its files of images")
+    parser.add_argument("--to", type=str, required=True, help="safetensors, png, pt or hf")
+    parser.add_argument("--output", type=str, default="", help="folder to create; exports/TO in the run by default")
+    parser.add_argument("--images", type=str, default="last", help="last, or best on validation")
+    parser.add_argument(
+        "--students", type=int, default=5, help="fresh students (per run) that measure what 8 bits lose; 0 for none"
+    )
+    parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
+    _add_data(parser)
+    return parser
+
+
+def report_parser() -> Parser:
+    """The parser of ``report``."""
+    parser = Parser(prog="fastdistill report", description="Write one page about a run, or comparing several.")
+    parser.add_argument("runs", type=str, nargs="+", help="run folders")
+    parser.add_argument(
+        "--output", type=str, default="", help="the page; report.html in the run, comparison.html for several"
+    )
+    return parser
+
+
+def plain_parser(verb: str, description: str) -> Parser:
+    """The parser of a verb without options."""
+    return Parser(prog=f"fastdistill {verb}", description=description)
+
+
+def _add_data(parser: Parser) -> None:
+    parser.add_argument("--data.source", type=str, default="", help="where the test set is; the run's by default")
+    parser.add_argument("--data.root", type=str, default="", help="folder of torchvision's sets; the run's by default")
+
+
+def _files(words: Sequence[str]) -> Iterator[str]:
+    """The configuration files that the words name."""
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if word == "--config" and following:
+            yield following
+        elif word.startswith("--config="):
+            yield word.partition("=")[2]
+
+
+def check_file(path: Path) -> None:
+    """Refuses a configuration file that cannot be read, is no mapping or has a key that no configuration has.
+
+    Raises:
+        ValueError: saying which.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"expected a YAML file at {path}, got {error.strerror}: correct the path") from error
+    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
+        cause = " ".join(str(error).split())
+        raise ValueError(f"expected YAML in {path}, got something else ({cause}): correct the file") from error
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"expected a mapping of options in {path}, got {type(content).__name__}: write lines of `name: value`"
+        )
+    valid = [name for name, _ in _keys(RunConfig().as_dict())]
+    groups = {name.partition(".")[0] for name in valid if "." in name}
+    for name, value in _keys(content):
+        if name in groups:
+            raise ValueError(
+                f"expected options below {name} in {path}, got {reprlib.repr(value)}: indent them as `name: value`"
+            )
+        if name not in valid:
+            raise ValueError(_unknown(f"a key in {path}", name, valid, "fastdistill run --print_config"))
+
+
+def _keys(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a mapping of at most two levels."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{inner}", content) for inner, content in value.items())
+        else:
+            yield str(name), value
+
+
+def _unknown(what: str, name: str, valid: Sequence[str], lister: str) -> str:
+    near = [key for key in valid if key.rpartition(".")[2] == name.lstrip("-")]  # the right key without its group
+    near = near or difflib.get_close_matches(name, valid, n=3)
+    hint = f"did you mean {' or '.join(near)}" if near else f"see {lister}"
+    return f"expected {what} that fastdistill knows, got {name!r}: {hint}"

@@ -1,0 +1,167 @@
+"""What a run folder holds, read so that a damaged file is named and the rest is still shown."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastdistill.report.metrics import number, read_records, series
+
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_STEP_PICTURE = re.compile(r"images-(\d{1,12})\.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A run as its folder tells it; whatever is missing or damaged is empty.
+
+    Attributes:
+        path: the folder.
+        config: ``config.yaml``.
+        config_text: the same, as written.
+        results: ``results.json``.
+        environment: ``environment.json``.
+        metrics: the records of ``metrics.jsonl``.
+        evaluations: the records of ``evaluations.jsonl``, the judgements made later.
+        images: a PNG file of the distilled images.
+        images_step: the step of these images where they are not the last ones.
+        curves: a PNG file of the run's course.
+        damaged: the files that could not be read, and what of them.
+    """
+
+    path: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    images: bytes = b""
+    images_step: int | None = None
+    curves: bytes = b""
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The run's name; the folder's where the configuration gives none."""
+        return str(self.config.get("name") or self.path.name)
+
+    @property
+    def arms(self) -> list[Mapping[str, Any]]:
+        """The arms of the final table."""
+        arms = self.results.get("arms")
+        return [arm for arm in arms if isinstance(arm, Mapping)] if isinstance(arms, list) else []
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is unfinished, failed, masked or damaged, as ``Word: sentence``; none for a run that is whole."""
+        damage = [f"Damaged and left out: {', '.join(self.damaged)}"] if self.damaged else []
+        masked = sum(int(value) for value in series(self.metrics, "outer/masked")[1].tolist() if value > 0)
+        lost = [f"Masked: {masked} students were not finite in the recorded steps"] if masked else []
+        return [*self._state(), *lost, *damage]
+
+    def _state(self) -> list[str]:
+        if self.results.get("judged", self.arms):
+            return []
+        if self.results:
+            return ["Not judged: repeat the command of the run to test its images"]
+        steps = part(self.config, "method").get("steps", "?")
+        done = max((record["step"] for record in self.metrics), default=None)
+        where = "no step is recorded" if done is None else f"step {done} of {steps} is the last one recorded"
+        losses = [record["outer/loss"] for record in self.metrics if "outer/loss" in record]
+        if losses and number(losses[-1]) is None:
+            return [f"Failed: its last loss is not a finite number, {where}"]
+        return [f"Unfinished: {where}"]
+
+
+def read_run(path: Path) -> RunFolder:
+    """Reads a run folder, finished or not.
+
+    A file that cannot be understood is left out and named in ``damaged``, since the others may still be of use.
+
+    Args:
+        path: the folder.
+
+    Raises:
+        ValueError: if the folder has no ``config.yaml``, which every run writes first.
+    """
+    if not (path / "config.yaml").is_file():
+        raise ValueError(f"expected the folder of a run, got {path} without a config.yaml: give runs/NAME")
+    damaged: list[str] = []
+
+    def read(name: str, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+        if not (path / name).is_file():
+            return {}
+        try:
+            found = parse((path / name).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, yaml.YAMLError):
+            found = None
+        if not isinstance(found, Mapping):
+            damaged.append(name)
+            return {}
+        return found
+
+    def records(name: str, needed: str = "") -> list[dict[str, Any]]:
+        if not (path / name).is_file():
+            return []
+        found, lines = read_records(path / name, needed)
+        if lines:
+            shown = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+            damaged.append(f"{name} (line {shown})")
+        return found
+
+    def picture(file: Path) -> bytes:
+        content = file.read_bytes() if file.is_file() else b""
+        whole = content.startswith(_PNG) and content.endswith(_PNG_END)
+        if content and not whole:
+            damaged.append(file.name)
+        return content if whole else b""
+
+    images, step = picture(path / "images.png"), None
+    if not images:
+        taken = sorted(
+            (int(match[1]), file) for file in path.iterdir() if (match := _STEP_PICTURE.fullmatch(file.name))
+        )
+        if taken:
+            step, images = taken[-1][0], picture(taken[-1][1])
+    return RunFolder(
+        path=path,
+        config=read("config.yaml", _yaml),
+        config_text=(path / "config.yaml").read_text(encoding="utf-8", errors="replace"),
+        results=read("results.json", json.loads),
+        environment=read("environment.json", json.loads),
+        metrics=records("metrics.jsonl", "step"),
+        evaluations=records("evaluations.jsonl"),
+        images=images,
+        images_step=step,
+        curves=picture(path / "curves.png"),
+        damaged=tuple(damaged),
+    )
+
+
+def _yaml(text: str) -> Any:
+    # a few lines of nested aliases stand for more values than any memory holds, and a run writes none
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise ValueError("expected plain values, got an alias: write the value out")
+    return yaml.safe_load(text)
+
+
+def part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A group of values; empty where there is none."""
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Values by dotted name, as text."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

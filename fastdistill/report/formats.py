@@ -1,0 +1,42 @@
+"""How numbers of a run are said to a reader."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "not measured"
+
+
+def percent(share: float | None) -> str:
+    """A share in ``[0, 1]`` in per cent; empty when there is none."""
+    return "" if share is None or not math.isfinite(share) else f"{100 * share:.2f}"
+
+
+def with_spread(mean: float | None, deviation: float | None) -> str:
+    """A share and its standard deviation in per cent."""
+    shown, spread = percent(mean), percent(deviation)
+    return f"{shown} ± {spread}" if shown and spread else shown or MISSING
+
+
+def count(value: float | None) -> str:
+    """A whole number with its thousands set apart."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}".replace(",", "\u202f")
+
+
+def megabytes(value: float | None) -> str:
+    """Memory in MB (10^6 bytes)."""
+    return MISSING if value is None or not math.isfinite(value) else f"{count(value)} MB"
+
+
+def duration(seconds: float | None) -> str:
+    """A time in the unit a reader would say it in."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole // 60 % 60:02d} min"

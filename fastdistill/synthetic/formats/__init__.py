@@ -1,0 +1,1 @@
+"""Distilled images in the forms that other programs read."""

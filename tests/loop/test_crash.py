@@ -1,0 +1,279 @@
+"""Runs that are killed, disks that fail, files that rot: a run goes on to the same bits or says why not."""
+
+import contextlib
+import errno
+import hashlib
+import logging
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fastdistill.cli import main
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.data.sources import load_source
+from fastdistill.loop.checkpoint import load_checkpoint
+from fastdistill.loop.run import config_hash, run
+from fastdistill.progress import Silent
+
+KILLS = 200
+CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir")
+
+
+def tiny(output, *, steps=30, name="run"):
+    return RunConfig(
+        name=name,
+        output=str(output),
+        ipc=2,
+        student=StudentConfig(width=2, depth=1),
+        method=matching_recipe("dc", 2, steps=steps, real_batch=2, outer_loop=3, inner_loop=1),
+        evaluation=EvaluationConfig(students=2, validation_every=7, validation_students=1, validation_epochs=1),
+        log_every=1,
+        checkpoint_every=1,
+        threads=1,
+        device="cpu",
+    )
+
+
+def digests(folder):
+    names = ("distilled.safetensors", "distilled-best.safetensors")
+    return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names]
+
+
+def newest(config):
+    folder = Path(config.output) / config.name / "checkpoints"
+    return load_checkpoint(folder, config_hash(config.as_dict()))
+
+
+def step_of(config):
+    saved = newest(config)
+    return 0 if saved is None else saved.state.step
+
+
+def temporaries(folder):
+    return [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
+
+
+class Reporting(Silent):
+    """Sends the number of every step that is done; the steps before it are saved by then."""
+
+    def __init__(self, pipe):
+        self._pipe = pipe
+
+    @contextmanager
+    def stage(self, name, total, done=0):
+        yield lambda count, remark: self._pipe.send(count)
+
+
+def last(pipe):
+    """The last step that a dead process reported; 0 if none."""
+    step = 0
+    with contextlib.suppress(EOFError):
+        while pipe.poll():
+            step = pipe.recv()
+    return step
+
+
+def distil(config, pipe):
+    run(config, progress=Reporting(pipe), judge=False)
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(tmp_path, caplog):
+    config = tiny(tmp_path)
+    straight = tiny(tmp_path / "straight")
+    run(straight, judge=False)
+    expected = digests(tmp_path / "straight" / "run")
+    context = multiprocessing.get_context("forkserver")  # imports torch once, not for every kill
+    context.set_forkserver_preload(["fastdistill.loop.run", "torch._dynamo", "sklearn.datasets", "pytest"])
+    moments, kills, finished, step = random.Random(0), 0, 0, 0
+    with caplog.at_level(logging.WARNING):
+        while kills < KILLS or not finished:
+            ours, theirs = context.Pipe(duplex=False)
+            child = context.Process(target=distil, args=(config, theirs))
+            child.start()
+            theirs.close()
+            if moments.random() < 0.8:  # most moments shall fall into the steps, not into the start
+                ours.poll(60)
+            time.sleep(moments.uniform(0, 0.12))
+            with contextlib.suppress(ProcessLookupError):  # it may have finished
+                os.kill(child.pid, signal.SIGKILL)
+            child.join(60)
+            acknowledged = last(ours)
+            if child.exitcode == 0:
+                assert digests(tmp_path / "run") == expected
+                assert not temporaries(tmp_path)
+                finished, step = finished + 1, 0
+                shutil.rmtree(tmp_path / "run")
+                continue
+            assert child.exitcode == -signal.SIGKILL
+            kills += 1
+            saved = step_of(config)
+            assert saved >= max(step, acknowledged - 1)
+            step = saved
+    assert not caplog.records  # nothing was ever damaged
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_exits_75(tmp_path, number):
+    config = tiny(tmp_path, steps=4000)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({**config.as_dict(), "checkpoint_every": 4000}))
+    command = [sys.executable, "-m", "fastdistill", "run", "--config", str(file)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    while not log.exists() or not log.read_text():
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.05)
+    child.send_signal(number)
+    said = child.communicate(timeout=60)[1]
+    assert child.returncode == 75
+    assert said.endswith(f"fastdistill: stopped by {number.name}: repeat the command to go on\n")
+    assert "Traceback" not in said
+    saved = newest(config)
+    assert f"saved step {saved.state.step} of 4000" in said
+    assert 0 < saved.state.step < 4000
+
+
+@contextmanager
+def failing(monkeypatch, number, *, forever, code=errno.ENOSPC):
+    """Makes the ``number``-th call that changes the disk fail, or it and all after it; yields the calls made."""
+    calls = []
+    with monkeypatch.context() as patch:
+        for name in CALLS:
+            plain = getattr(os, name)
+
+            def fails(*arguments, name=name, plain=plain, **options):
+                reading = name == "open" and not arguments[1] & (os.O_WRONLY | os.O_RDWR)
+                if not reading:
+                    calls.append(name)
+                    if len(calls) == number or (forever and len(calls) > number):
+                        path = None if name in ("write", "fsync") else arguments[0]
+                        raise OSError(code, os.strerror(code), path)
+                return plain(*arguments, **options)
+
+            patch.setattr(os, name, fails)
+        yield calls
+
+
+@pytest.mark.parametrize("forever", [False, True])
+def test_whatever_call_fails_what_was_saved_stays(tmp_path, monkeypatch, forever):
+    data, straight = load_source("digits"), tiny(tmp_path / "straight")
+    run(straight, data, stop_after=3)
+    expected = newest(straight).state.images
+    number, calls = 0, [""]
+    while len(calls) >= number:  # until there is no call of this number
+        number += 1
+        config = tiny(tmp_path / str(number))
+        try:
+            with failing(monkeypatch, number, forever=forever) as calls:
+                run(config, data, stop_after=3)
+        except OSError as error:
+            assert str(tmp_path / str(number)) in str(error.filename)
+            saved = calls[: number - 1].count("rename")  # a checkpoint each
+            assert step_of(config) == saved
+        assert not temporaries(tmp_path / str(number))
+        run(config, data, stop_after=3)
+        assert torch.equal(newest(config).state.images, expected)
+    assert saved == 3  # the last calls to fail come after the last save
+    assert number > 50
+
+
+def test_whatever_call_fails_at_the_end_the_run_can_be_finished(tmp_path, monkeypatch):
+    data, straight, config = load_source("digits"), tiny(tmp_path / "straight", steps=3), tiny(tmp_path, steps=3)
+    run(straight, data, judge=False)
+    run(config, data, stop_after=2)
+    number, calls = 0, [""]
+    while len(calls) >= number:
+        number += 1
+        with failing(monkeypatch, number, forever=True) as calls, contextlib.suppress(OSError):
+            run(config, data, judge=False)
+        assert not temporaries(tmp_path / "run")
+    assert number > 30
+    assert digests(tmp_path / "run") == digests(tmp_path / "straight" / "run")
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_path):
+    config = tiny(tmp_path, steps=6)
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.as_dict()))
+    command = [sys.executable, "-m", "fastdistill", "run", "--config", str(file), "--evaluation.students=1"]
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))  # less than a checkpoint's state
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=small_files)
+    assert done.returncode == 1
+    assert "got file too large: raise the limit" in done.stderr
+    assert str(tmp_path / "run" / "checkpoints") in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not temporaries(tmp_path)
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+
+
+def test_left_over_temporaries_are_swept_at_the_next_start(tmp_path):
+    config = tiny(tmp_path, steps=2)
+    folder = tmp_path / "run"
+    (folder / "checkpoints" / "step-000001.tmp").mkdir(parents=True)
+    (folder / "checkpoints" / "step-000001.tmp" / "state.safetensors").write_bytes(b"half")
+    (folder / ".config.yaml.tmp").write_bytes(b"half")
+    run(config, judge=False)
+    assert not temporaries(tmp_path)
+
+
+def test_two_processes_cannot_write_one_run(tmp_path):
+    config = tiny(tmp_path, steps=2000)
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=distil, args=(config, theirs))
+    child.start()
+    try:
+        assert ours.poll(60)
+        with pytest.raises(ValueError, match="another process is writing to: wait for it"):
+            run(config, judge=False)
+    finally:
+        child.kill()
+        child.join(60)
+    run(tiny(tmp_path, steps=1, name="other"), judge=False)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path):
+    run(tiny(tmp_path, steps=2), judge=False)
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="expected a checkpoint of this configuration"):
+        run(tiny(tmp_path, steps=3), judge=False)
+
+
+def test_the_last_good_checkpoint_is_gone_back_to(tmp_path, caplog):
+    config = tiny(tmp_path, steps=8)
+    run(config, stop_after=6)
+    expected_from = newest(config).state.step
+    state = tmp_path / "run" / "checkpoints" / "step-000006" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        run(config, judge=False)
+    assert "step-000006 is damaged" in caplog.text
+    assert expected_from == 6
+    straight = tiny(tmp_path / "straight", steps=8)
+    run(straight, judge=False)
+    assert digests(tmp_path / "run") == digests(tmp_path / "straight" / "run")
+    assert (tmp_path / "run" / "checkpoints" / "step-000006.damaged").is_dir()
+
+
+def test_an_unwritable_output_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", f"--output={tmp_path / 'file'}"]) == 1
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'file'}" in said
+    assert len(said.splitlines()) == 1

@@ -1,0 +1,100 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fastdistill.config import DataConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.loop.examination import examination, images_file, protocol_for
+from fastdistill.loop.run import run
+from fastdistill.synthetic.distilled import load_file
+from fastdistill.synthetic.schedule import Schedule
+
+SCHEDULE = Schedule(rates=torch.full((2,), 0.01), images=torch.tensor([[0], [1]]))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs")
+    images = torch.randint(0, 256, (30, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
+    for name, pixels in {"own": images, "other": images[:, :7], "floats": images / 255}.items():
+        np.savez(output / f"{name}.npz", images=pixels, labels=np.arange(30) % 3)
+    config = RunConfig(
+        name="run",
+        output=str(output),
+        data=DataConfig(source=f"npz:{output / 'own.npz'}", validation_fraction=0.0),
+        student=StudentConfig(width=4, depth=2),
+        method=matching_recipe("dsa", 1, steps=1, real_batch=4),
+        device="cpu",
+    )
+    return run(config, judge=False).folder
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name", "expected"),
+    [
+        (None, None, "dc"),
+        (None, "dsa", "dsa"),
+        (SCHEDULE, None, "own"),
+        (SCHEDULE, "dsa", "dsa"),
+        (SCHEDULE, "own", "own"),
+    ],
+)
+def test_images_with_steps_of_their_own_are_replayed_unless_told_otherwise(schedule, name, expected):
+    found = protocol_for(schedule, name, "dc", dataset="own", student=StudentConfig(), align_corners=False)
+    assert found.name == expected
+    assert found.steps == (2 if expected == "own" else 0)
+    if expected == "own":
+        assert torch.equal(found.replay.order, SCHEDULE.images)
+
+
+def test_the_files_of_a_run_are_named(folder):
+    assert images_file(folder, "last") == folder / "distilled.safetensors"
+    assert images_file(folder / "distilled.safetensors", "last") == folder / "distilled.safetensors"
+
+
+def test_the_same_students_judge_every_time(folder):
+    distilled = load_file(folder)
+    test = examination(folder, distilled, student={"width": 6}, students=2, seed=3, device="cpu")
+    assert (test.student.width, test.student.depth, test.rules.name) == (6, 2, "default")
+    quick = replace(test, rules=test.rules.with_epochs(3))
+    assert quick.judge(distilled).per_student == quick.judge(distilled).per_student
+
+
+def test_random_real_images_are_judged_in_the_same_way(folder):
+    distilled = load_file(folder)
+    test = examination(folder, distilled, student={}, students=3, seed=3, device="cpu")
+    quick = replace(test, rules=test.rules.with_epochs(2))
+    found = quick.random_real(distilled)
+    assert (len(found.per_student), found.images, found.epochs) == (3, len(distilled), 2)
+    assert len(test.train) + len(test.test) <= 1797
+    assert quick.random_real(replace(distilled, labels=torch.zeros_like(distilled.labels))) is None
+
+
+@pytest.mark.parametrize("name", ["other", "floats"])
+def test_other_test_images_are_refused(folder, name):
+    with pytest.raises(ValueError, match=r"expected test images like the distilled ones, .*distilled from"):
+        examination(
+            folder,
+            load_file(folder),
+            student={},
+            students=1,
+            device="cpu",
+            source=f"npz:{folder.parent / name}.npz",
+        )
+
+
+@pytest.mark.parametrize("content", ["", "student: 3", "{", "student: {colour: red}", "\x00"])
+def test_another_configuration_is_refused(folder, tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(ValueError, match=r"expected the configuration of a run in .*config\.yaml") as caught:
+        examination(tmp_path, load_file(folder), student={}, students=1, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bad_student_is_named(folder):
+    with pytest.raises(ValueError, match="expected architecture among"):
+        examination(folder, load_file(folder), student={"architecture": "x"}, students=1, device="cpu")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["student"]["width"] == 4
