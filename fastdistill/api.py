@@ -87,9 +87,9 @@ def distill(
     talk = Talkative() if progress else Silent()
     distilling = make_method(config, plan, train)
     guard = Guard(distilling, lambda step, text: talk.say(f"step {step}: {text}"))
-    steps = outer_steps(distilling, state, config.method, total, masked_share=config.max_masked_share)
+    course = outer_steps(distilling, state, config.method, total, masked_share=config.max_masked_share)
     with talk.stage("distilling", total) as advance:
-        for following, found in steps:
+        for following, found in course:
             guard.watch(state, found)
             state = following
             advance(state.step, "")

@@ -72,7 +72,7 @@ class StudentConfig:
     """The network that the images are distilled for.
 
     Attributes:
-        architecture: convnet, mlp, lenet, alexnet, vgg11, resnet18 or resnet18ap.
+        architecture: convnet, mlp, lenet, alexnet, alexcifarnet, vgg11, resnet18 or resnet18ap.
         depth: blocks of a convnet.
         width: channels of a convnet.
         norm: none, instance, group, layer or batch.
@@ -96,7 +96,9 @@ class StudentConfig:
 
     def __post_init__(self) -> None:
         _one_of(
-            "architecture", self.architecture, ("convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18ap")
+            "architecture",
+            self.architecture,
+            ("convnet", "mlp", "lenet", "alexnet", "alexcifarnet", "vgg11", "resnet18", "resnet18ap"),
         )
         _one_of("norm", self.norm, ("none", "instance", "group", "layer", "batch"))
         _one_of("activation", self.activation, ("relu", "leaky_relu", "sigmoid", "swish", "softplus"))

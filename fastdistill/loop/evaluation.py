@@ -13,6 +13,9 @@ from fastdistill.loop.examination import examination, images_file
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 
+# what of a student tells it from others; a convnet alone has these layers to choose
+_CONVNET = ("depth", "width", "activation", "pooling")
+
 
 def evaluate_run(
     folder: Path,

@@ -7,6 +7,7 @@ import difflib
 import torch
 from torch import nn
 
+from fastdistill.students.alexcifarnet import AlexCifarNet
 from fastdistill.students.alexnet import AlexNet
 from fastdistill.students.convnet import ConvNet
 from fastdistill.students.lenet import LeNet
@@ -14,7 +15,7 @@ from fastdistill.students.mlp import MLP
 from fastdistill.students.resnet import ResNet18, ResNet18AP
 from fastdistill.students.vgg import VGG11
 
-PLAIN = {"mlp": MLP, "lenet": LeNet, "alexnet": AlexNet}
+PLAIN = {"mlp": MLP, "lenet": LeNet, "alexnet": AlexNet, "alexcifarnet": AlexCifarNet}
 NORMALISED = {"vgg11": VGG11, "resnet18": ResNet18, "resnet18ap": ResNet18AP}
 ARCHITECTURES: tuple[str, ...] = ("convnet", *PLAIN, *NORMALISED)
 

@@ -15,11 +15,11 @@ def test_both_steps_run_on_the_same_store(monkeypatch):
     loss = step.naive_step(store, "tiny", CPU)()
     assert loss.isfinite()
     call, plan = step.engine_step(store, "tiny", 3, CPU)
-    state, metrics = call()
+    state, found = call()
     assert state.step == 1
     assert state.images.shape == (1, 10, 2, 1, 8, 8)
     # the losses of a ConvNet-3-4 on noise are of one size: 10 classes of at most 3*4 + 10 rows
-    assert 0 < float(metrics["outer/loss"]) < 10 * 22 * 2
+    assert 0 < float(found.values["outer/loss"]) < 10 * 22 * 2
     assert 0 < float(loss) < 10 * 22 * 2
     assert plan["chunk"] == 3
 

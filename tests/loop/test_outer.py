@@ -1,7 +1,8 @@
+import pytest
 import torch
 
 from fastdistill.config import MatchingConfig
-from fastdistill.loop.outer import Best, State, outer_steps
+from fastdistill.loop.outer import Best, State, outer_step, outer_steps
 from fastdistill.methods.image_gradient import ImageGradient
 from fastdistill.students.ensemble import Students
 
@@ -71,3 +72,57 @@ def test_students_live_for_the_outer_loop():
     assert [call for call in method.calls if call[0] == "fresh"] == [("fresh", 0), ("fresh", 3)]
     assert [call[2] for call in method.calls if call[0] == "gradient"] == [0, 1, 2, 0, 1]
     assert [found.students is None for found in states] == [False, False, True, False, False]
+
+
+class Fixed:
+    """A method whose students say what they are told to say."""
+
+    def __init__(self, gradient, loss, finite):
+        self.found = ImageGradient(gradient=gradient, loss=loss, finite=finite)
+
+    def fresh(self, step):
+        return Students(indices=torch.arange(4), weights=torch.zeros(4, 1), buffers={})
+
+    def prepare(self, students, step):
+        return students
+
+    def gradient(self, images, students, step):
+        return self.found
+
+    def advance(self, images, students, step):
+        return None
+
+
+def step_with(finite, gradient=1.0, share=0.25, device="cpu"):
+    images = torch.ones(1, 2, 1, 1, 1, 1, device=device)
+    loss = torch.tensor([1.0, 2.0, 3.0, torch.nan], device=device)
+    method = Fixed(torch.full_like(images, gradient), loss, torch.tensor(finite, device=device))
+    state = State(step=3, images=images, velocity=torch.zeros_like(images))
+    return outer_step(method, state, learning_rate=0.5, momentum=0.5, masked_share=share)
+
+
+def test_masked_students_count_for_nothing_in_the_metrics():
+    state, step = step_with([True, True, True, False])
+    assert bool(step.sound)
+    assert float(step.values["outer/loss"]) == 2.0
+    assert float(step.values["outer/loss_std"]) == pytest.approx((2 / 3) ** 0.5)
+    assert int(step.values["outer/masked"]) == 1
+    assert (state.images == 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("finite", "gradient", "share"),
+    [([True, True, False, False], 1.0, 0.25), ([True, True, True, False], 1.0, 0.0), ([True] * 4, torch.inf, 1.0)],
+)
+def test_a_step_that_is_not_sound_moves_nothing(finite, gradient, share):
+    state, step = step_with(finite, gradient, share)
+    assert not bool(step.sound)
+    assert (state.images == 1).all()
+    assert (state.velocity == 0).all()
+
+
+def test_a_step_never_waits_for_the_device():
+    """On the meta device any look at a value raises."""
+    state, step = step_with([True, True, True, False], device="meta")
+    assert state.images.is_meta
+    assert step.sound.is_meta

@@ -16,6 +16,7 @@ CASES = [
     ("mlp", 2, 3, {}),
     ("lenet", 1, 12, {}),
     ("alexnet", 1, 4, {}),
+    ("alexcifarnet", 1, 6, {}),
     ("vgg11", 1, 28, {}),
     ("resnet18", 1, 9, {}),
     ("resnet18", 1, 4, {"norm": "batch"}),
@@ -77,6 +78,8 @@ def test_forward_over_reverse_equals_double_backward(architecture, channels, sid
     # The published widths would only make the same layers slow.
     monkeypatch.setattr("fastdistill.students.vgg.STAGE_WIDTHS", ((4,), (6,), (8, 8), (8, 8), (8, 8)))
     monkeypatch.setattr("fastdistill.students.resnet.STAGE_WIDTHS", (4, 6, 8, 10))
+    monkeypatch.setattr("fastdistill.students.alexcifarnet.CHANNELS", 6)
+    monkeypatch.setattr("fastdistill.students.alexcifarnet.HIDDEN", (10, 8))
     student = build(architecture, channels, side, **options).train(training)
     weights, direction, buffers = random_state(student)
     images, labels = random_batch(channels, side)
@@ -109,7 +112,7 @@ def test_forward_over_reverse_equals_double_backward(architecture, channels, sid
 
 def test_every_architecture_is_in_the_derivative_table():
     assert {case[0] for case in CASES} == set(ARCHITECTURES)
-    assert ARCHITECTURES == ("convnet", "mlp", "lenet", "alexnet", "vgg11", "resnet18", "resnet18ap")
+    assert ", ".join(ARCHITECTURES) == "convnet, mlp, lenet, alexnet, alexcifarnet, vgg11, resnet18, resnet18ap"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -161,7 +164,7 @@ def test_batch_norm_statistics_of_each_student(compose):
     assert all(torch.equal(buffer, fresh_buffers(student)[name]) for name, buffer in buffers.items())
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "lenet", "alexnet"])
+@pytest.mark.parametrize("architecture", ["mlp", "lenet", "alexnet", "alexcifarnet"])
 def test_plain_architectures_ignore_the_convnet_options(architecture):
     shape = {"channels": 1, "height": 28, "width": 28, "num_classes": 10}
     options = {"depth": 5, "net_width": 7, "norm": "batch", "activation": "swish", "pooling": "max"}
@@ -199,6 +202,8 @@ def test_constant_images_of_one_class_give_finite_derivatives(
 ):
     monkeypatch.setattr("fastdistill.students.vgg.STAGE_WIDTHS", ((4,), (6,), (8, 8), (8, 8), (8, 8)))
     monkeypatch.setattr("fastdistill.students.resnet.STAGE_WIDTHS", (4, 6, 8, 10))
+    monkeypatch.setattr("fastdistill.students.alexcifarnet.CHANNELS", 6)
+    monkeypatch.setattr("fastdistill.students.alexcifarnet.HIDDEN", (10, 8))
     student = build(architecture, channels, side, **options).train()
     weights, direction, buffers = (
         {name: tensor[0].float() if tensor.is_floating_point() else tensor[0] for name, tensor in part.items()}

@@ -1,0 +1,112 @@
+"""What safety costs: saving a checkpoint, the non-finite guard's share of a step, starting the program.
+
+Run ``python -m bench.reliability --out bench/results/cpu/reliability.json`` beside nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench.step import WORKLOADS, engine_step, random_store
+from bench.timing import interleaved, write_results
+from fastdistill.config import RunConfig
+from fastdistill.loop.checkpoint import save_checkpoint
+from fastdistill.loop.guard import Guard
+from fastdistill.loop.outer import State, Step
+from fastdistill.loop.plan import make_plan
+
+_STATE_BYTES = 12_000_000  # 500 CIFAR images with their momentum
+
+
+def save_seconds(folder: Path, repeats: int) -> list[float]:
+    """Seconds of durable saves of a 12 MB state, hashing included."""
+    images = torch.randn(1, 10, 50, 3, 32, _STATE_BYTES // (2 * 4 * 10 * 50 * 3 * 32))
+    plan = make_plan(RunConfig(device="cpu"), (3, 32, 32), 10)
+    seconds = []
+    for step in range(repeats):
+        state = State(step=step, images=images, velocity=images)
+        begin = time.perf_counter()
+        save_checkpoint(folder, state, None, plan, config_hash="", elapsed_s=0.0)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def guarding(students: int, images: torch.Tensor) -> Callable[[], object]:
+    """The operations that the guard adds to a step, on tensors of the step's shapes, and its look.
+
+    They repeat what `methods.matching` and `loop.outer` do for it; nothing of it can be switched off there.
+    """
+    cotangent = torch.randn(students, *images.shape[1:])
+    loss, velocity = torch.randn(students), torch.randn_like(images)
+    guard = Guard(None, print)  # type: ignore[arg-type]  # nothing is located when everything is finite
+    before = State(step=0, images=images, velocity=velocity)
+
+    def operations() -> None:
+        finite = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()
+        shown = torch.where(finite.view(-1, *[1] * (cotangent.ndim - 1)), cotangent, 0)
+        count = finite.view(-1, students).sum(1).clamp(min=1).view(-1, *[1] * (images.ndim - 1))
+        gradient = shown.sum(0, keepdim=True) / count
+        sound = (students - finite.sum() <= 0.25 * students) & gradient.sum().isfinite()
+        torch.where(sound, images, before.images)
+        torch.where(sound, velocity, before.velocity)
+        mean = torch.where(finite, loss, 0).sum() / finite.sum()
+        (torch.where(finite, loss - mean, 0).square().sum() / finite.sum()).sqrt()
+        guard.watch(before, Step(values={}, finite=finite, sound=sound))
+
+    return operations
+
+
+def start_seconds(code: list[str], repeats: int) -> list[float]:
+    """Wall-clock seconds of fresh Python processes."""
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, *code], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", required=True)
+    options = parser.parse_args()
+    cpu, rows = torch.device("cpu"), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory(dir=Path(options.out).parent) as folder:
+        rows.append({"what": "save 12 MB durably", "seconds": save_seconds(Path(folder), options.repeats)})
+    for workload, students in (("digits-1, width 16", 1), ("digits-1, width 16", 8), ("mnist-1, 32 real", 1)):
+        _, channels, height, real, ipc = WORKLOADS[workload]
+        step, _ = engine_step(random_store(channels, height, 2 * real), workload, students, cpu)
+        guard = guarding(students, torch.randn(1, 10, ipc, channels, height, height))
+        found = interleaved({"step": step, "guard": guard}, device=cpu, repeats=options.repeats)
+        share = median(found["guard"]) / median(found["step"])
+        rows.append({"what": f"guard, {workload}, S = {students}", "share_of_step": share, **found})
+    starts = {
+        "fastdistill --help": ["-m", "fastdistill", "--help"],
+        "fastdistill run --help": ["-m", "fastdistill", "run", "--help"],
+        "import fastdistill": ["-c", "import fastdistill"],
+        "import torch": ["-c", "import torch"],
+        "import torch, fastdistill.distill": ["-c", "import torch, fastdistill; fastdistill.distill"],
+        "python": ["-c", ""],
+    }
+    rows += [{"what": name, "seconds": start_seconds(code, options.repeats)} for name, code in starts.items()]
+    for row in rows:
+        if "seconds" in row:
+            row["median_s"] = median(row["seconds"])
+        print({key: value for key, value in row.items() if not isinstance(value, list)})
+    write_results(options.out, "reliability", rows, cpu)
+
+
+if __name__ == "__main__":
+    main()
