@@ -99,8 +99,16 @@ def _sentence(error: Exception) -> str:
         return f"expected to read or write {error.filename or 'a file'}, got {error.strerror.lower()}: {advice}"
     if isinstance(error, ValueError | RunFailed):
         return " ".join(str(error).split())
+    if _out_of_memory(error):
+        return "expected enough memory, got none for this: free some, or lower --evaluation.students or --student.width"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"expected no such failure, got {text}: repeat with --debug and report it"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    from fastdistill.loop.retry import is_out_of_memory  # what failed so has imported torch already
+
+    return is_out_of_memory(error)
 
 
 def _run(words: list[str]) -> int:

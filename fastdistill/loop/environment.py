@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -52,6 +54,76 @@ def peak_memory_mb(device: torch.device) -> float:
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def memory_limit(device: torch.device) -> int:
+    """Bytes this process could ever have: of the card on CUDA, else of the machine or of its control group."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *(limit for limit, _ in _control_groups())])
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes this process can have beyond what it holds now, without pushing anything out to a disk."""
+    if device.type == "cuda":
+        # what the caching allocator holds but no tensor uses is free too
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return memory_limit(device) - round(peak_memory_mb(device) * 1e6)
+    line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+    return min([int(line.split()[1]) * 1024, *(limit - used for limit, used in _control_groups())])
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory now; where that is not known, the most that ever were."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return round(peak_memory_mb(torch.device("cpu")) * 1e6)
+
+
+def release_freed_memory() -> None:
+    """Gives the memory of freed blocks back to the system.
+
+    glibc keeps it for the process: reading a data set can leave the size of the data set behind, and what has been
+    given back is no longer part of `resident_memory`.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _control_groups(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[tuple[int, int]]:
+    """Limit and use in bytes of the memory control groups that this process is in, outermost last; v2 and v1."""
+    found: list[tuple[int, int]] = []
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "":
+            top, limit, use, cache = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit, use, cache = (
+                root / "memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+                "total_inactive_file",
+            )
+        else:
+            continue
+        # a container sees its own group at the top, whatever its name is outside
+        group = top / name.lstrip("/")
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError, KeyError):  # no such group here, or "max"
+                statistics = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                # pages of files that nobody uses are given back before anything is refused
+                used = int((folder / use).read_text()) - int(statistics[cache])
+                found.append((int((folder / limit).read_text()), used))
+            if folder == top:
+                break
+    return found
 
 
 def _version(package: str) -> str:

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 
 from fastdistill.config import RunConfig
-from fastdistill.derivatives.layout import Layout
-from fastdistill.derivatives.plan import Batching, Cost, Path, choose_batching, forward_cost
+from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
+from fastdistill.loop.environment import memory_limit
+from fastdistill.loop.memory import step_forecast
+from fastdistill.loop.sizes import Sizes
 from fastdistill.students.ensemble import student_module
 
-_GRADIENT_BYTES = 2e9  # flat gradients of a chunk of students; a step holds about four per (student, group) pair
+# Of all memory the machine has, not of what happens to be free: two processes with one configuration plan alike, and
+# so give identical bits. The rest is for selections, the evaluation and other programs.
+_SHARE = 0.6
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -74,24 +78,45 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def make_plan(config: RunConfig, shape: tuple[int, int, int], num_classes: int) -> Plan:
+def make_plan(
+    config: RunConfig,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    sizes: Sizes | None = None,
+    limit: int | None = None,
+) -> Plan:
     """Resolves the plan of a configuration on this machine.
+
+    All students are one chunk where a step of theirs is predicted to fit a share of the machine's memory; else halves
+    of them, rounded up, are tried until one fits: K, K/2, K/4 … 1. ``config.chunk`` overrides this.
 
     Args:
         config: the run.
         shape: ``(D, H, W)`` of its images.
         num_classes: ``C``.
+        sizes: how many real images there are; without, just enough for the real batches.
+        limit: bytes of memory of the machine; measured when not given.
     """
     device = resolve_device(config.device)
-    module = student_module(config.student, shape, num_classes)
-    cost: Cost = forward_cost(module, shape)
+    sizes = sizes or Sizes(shape=shape, classes=(2 * config.method.real_batch + config.ipc,) * num_classes, test=0)
+    limit = memory_limit(device) if limit is None else limit
     students = config.students * config.runs
+    for chunk in [min(config.chunk, students)] if config.chunk else halves(students):
+        plan = _of_chunk(config, device, chunk, shape, num_classes)
+        if chunk == 1 or config.chunk or step_forecast(config, plan, sizes) <= _SHARE * limit:
+            break
+    return plan
+
+
+def _of_chunk(
+    config: RunConfig, device: torch.device, chunk: int, shape: tuple[int, int, int], num_classes: int
+) -> Plan:
+    cost = forward_cost(student_module(config.student, shape, num_classes), shape)
     groups = num_classes if config.method.per_class else 1
     pooled = num_classes // groups
-    per_student = 4 * groups * Layout.of(module).size * _DTYPES[config.dtype].itemsize
-    chunk = config.chunk or max(1, int(_GRADIENT_BYTES / per_student))
-    chunk = min(chunk, students)
     train_images = min(num_classes * config.ipc, config.method.inner_batch)
+    students = config.students * config.runs
     return Plan(
         device=device.type,
         dtype=config.dtype,
@@ -103,3 +128,11 @@ def make_plan(config: RunConfig, shape: tuple[int, int, int], num_classes: int) 
         tf32=torch.backends.cudnn.allow_tf32,
         torch_version=torch.__version__,
     )
+
+
+def halves(count: int) -> list[int]:
+    """A count, its half rounded up, the half of that … 1: at most ``log2(count) + 1`` halvings."""
+    found = [count]
+    while found[-1] > 1:
+        found.append(-(-found[-1] // 2))
+    return found

@@ -18,6 +18,7 @@ from fastdistill.files import write_whole
 from fastdistill.loop.checkpoint import save_checkpoint
 from fastdistill.loop.environment import peak_memory_mb
 from fastdistill.loop.guard import Guard
+from fastdistill.loop.memory import Forecast
 from fastdistill.loop.metrics import MetricsLog
 from fastdistill.loop.outer import Best, Method, State, Step
 from fastdistill.loop.plan import Plan
@@ -53,6 +54,7 @@ class Recorder:
         folder: its folder.
         plan: how it is computed.
         judge: measures validation accuracy.
+        predicted: the memory it was predicted to need.
         method: for naming where a student stopped being finite.
         say: takes messages.
         as_artefact: makes the artefact of images ``[R, C, M, D, H, W]``.
@@ -69,6 +71,7 @@ class Recorder:
         plan: Plan,
         judge: Judge,
         *,
+        predicted: Forecast,
         method: Method,
         say: Callable[[str], None],
         as_artefact: Callable[[Tensor], Distilled],
@@ -78,6 +81,7 @@ class Recorder:
         best: Best | None,
     ) -> None:
         self._config, self._folder, self._plan, self._judge = config, folder, plan, judge
+        self._predicted, self._saved = predicted, state.step
         self._as_artefact, self._hash, self._best = as_artefact, config_hash, best
         self._guard, self._say = Guard(method, self._note), say
         self._device = state.images.device
@@ -87,13 +91,21 @@ class Recorder:
         self._tick, self._ticked = time.perf_counter(), state.step
         self._remark = ""
 
-    def after_step(self, before: State, state: State, found: Step, *, last: bool, advance: Advance) -> None:
+    def after_step(self, before: State, state: State, found: Step, plan: Plan, *, last: bool, advance: Advance) -> None:
         """Logs, selects, pictures and saves as often as the configuration says, and at the last step of this start.
+
+        Args:
+            before: the state before the step.
+            state: the state after it.
+            found: what it found.
+            plan: what it was computed by; one that ran out of memory has given way to a smaller one.
+            last: whether this start ends here.
+            advance: moves the progress.
 
         Raises:
             RunFailed: when too many students were not finite; nothing is saved then.
         """
-        config, step = self._config, state.step
+        config, step, self._plan = self._config, state.step, plan
         self._guard.watch(before, found)
         if step % config.log_every == 0 or last:
             self._remark = f"loss {self._log(step, found.values):.4f}"
@@ -107,7 +119,9 @@ class Recorder:
             self.save(state)
 
     def save(self, state: State) -> None:
-        """Saves a checkpoint of what the guard finds sound."""
+        """Saves a checkpoint of what the guard finds sound, unless this step is saved already."""
+        if self._saved == state.step:
+            return
         self._guard.look()
         self._metrics.sync()
         save_checkpoint(
@@ -118,6 +132,7 @@ class Recorder:
             config_hash=self._hash,
             elapsed_s=self._elapsed(),
         )
+        self._saved = state.step
 
     def candidate(self, state: State) -> Tensor | None:
         """The selected images; the very same tensor as the last ones where those were selected."""
@@ -147,6 +162,8 @@ class Recorder:
             "step_s": self._metrics.median("perf/step_s"),
             "distill_peak_mb": peak,
             "peak_mb": peak,
+            "predicted_distill_peak_mb": self._predicted.distilling / 1e6,
+            "predicted_peak_mb": self._predicted.peak / 1e6,
             "plan": self._plan.as_dict(),
             "best_step": None if self._best is None else self._best.step,
             "judged": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,14 @@ from fastdistill.evaluation.arms import Judge
 from fastdistill.failures import Stopped
 from fastdistill.files import held, sweep, write_whole
 from fastdistill.loop.checkpoint import load_checkpoint
-from fastdistill.loop.environment import describe_environment
-from fastdistill.loop.outer import outer_steps
+from fastdistill.loop.environment import available_memory, describe_environment
+from fastdistill.loop.memory import forecast_here, refuse_what_does_not_fit
+from fastdistill.loop.outer import State, Step, outer_step
 from fastdistill.loop.plan import Plan, make_plan, resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE, Recorder, Result
+from fastdistill.loop.retry import retrying
 from fastdistill.loop.setup import as_distilled, initial_state, make_method
+from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
@@ -106,8 +110,12 @@ def _run(
         config.data.source, root=config.data.root, download=config.data.download, zca=config.data.zca
     )
     loaded = load_checkpoint(folder / "checkpoints", digest)
-    plan = loaded.plan if loaded else make_plan(config, data.train.shape, data.train.num_classes)
+    sizes = Sizes.of(data)
+    plan = loaded.plan if loaded else make_plan(config, sizes.shape, len(sizes.classes), sizes=sizes)
     device = _device_of(plan, resumed=loaded is not None)
+    predicted, available = forecast_here(config, plan, sizes, judge=judge), available_memory(device)
+    refuse_what_does_not_fit(predicted, available)
+    progress.say(predicted.sentence(available))
     torch.set_num_threads(plan.threads)
     torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
@@ -118,7 +126,7 @@ def _run(
         progress.say(f"continuing {config.name} at step {state.step}")
         if plan.torch_version != torch.__version__:
             progress.say(f"it began under torch {plan.torch_version}: under {torch.__version__} bits may differ")
-    method = make_method(config, plan, train)
+    make = lru_cache(maxsize=1)(partial(make_method, config, train=train))
     judging = Judge(config, train, validation, data.test.to(device), plan.torch_dtype)
     # only now, so that settings which do not work out leave no folder that refuses their correction
     write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
@@ -128,7 +136,8 @@ def _run(
         folder,
         plan,
         judging,
-        method=method,
+        predicted=predicted,
+        method=make(plan),
         say=progress.say,
         as_artefact=lambda images: as_distilled(config, images, train, data.name, digest),
         config_hash=digest,
@@ -139,12 +148,23 @@ def _run(
     steps = config.method.steps
     end = steps if stop_after is None else min(steps, stop_after)
     with progress.stage("distilling", steps, state.step) as advance, stop.deferred():
-        for following, found in outer_steps(method, state, config.method, end, masked_share=config.max_masked_share):
+        while state.step < end and not stop.asked:
+
+            def attempt(plan: Plan, state: State = state) -> tuple[State, Step]:
+                return outer_step(
+                    make(plan),
+                    state,
+                    learning_rate=config.method.image_learning_rate,
+                    momentum=config.method.image_momentum,
+                    masked_share=config.max_masked_share,
+                )
+
+            plan, (following, found) = retrying(plan, attempt, progress.say)
             before, state = state, following
-            asked = bool(stop.asked)
-            recorder.after_step(before, state, found, last=asked or state.step == end, advance=advance)
-            if asked:
-                break
+            last = state.step == end or bool(stop.asked)
+            recorder.after_step(before, state, found, plan, last=last, advance=advance)
+        if stop.asked:
+            recorder.save(state)
     if stop.asked:
         progress.say(f"saved step {state.step} of {steps}")
         raise Stopped(stop.asked)

@@ -5,7 +5,15 @@ import sys
 
 import torch
 
-from fastdistill.loop.environment import describe_environment, peak_memory_mb
+from fastdistill.loop.environment import (
+    _control_groups,
+    available_memory,
+    describe_environment,
+    memory_limit,
+    peak_memory_mb,
+    release_freed_memory,
+    resident_memory,
+)
 
 
 def test_the_environment_names_what_decides_speed_and_bits():
@@ -26,3 +34,50 @@ def test_peak_memory_is_that_of_the_process():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert 90 < float(done.stdout) < 130, done.stderr
     assert peak_memory_mb(torch.device("cpu")) > 0
+
+
+CPU = torch.device("cpu")
+
+
+def test_memory_that_is_there_and_that_is_left():
+    assert 0 < resident_memory() <= peak_memory_mb(CPU) * 1e6 * 1.01
+    assert 0 < available_memory(CPU) < memory_limit(CPU)
+    before = resident_memory()
+    held = torch.ones(25_000_000)
+    assert resident_memory() - before > 0.9 * held.nbytes
+
+
+def test_freed_memory_can_be_given_back():
+    blocks = [torch.ones(20_000) for _ in range(2_000)]  # 160 MB in blocks too small to be mapped one by one
+    barrier = torch.ones(20_000)
+    held = resident_memory()
+    del blocks
+    release_freed_memory()
+    assert resident_memory() < held - 100_000_000
+    assert barrier.sum() == 20_000
+
+
+def write_group(folder, limit, used, inactive, *, version):
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}.get(
+        version, ("memory.max", "memory.current", "inactive_file")
+    )
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {inactive}\n")
+
+
+def test_limits_of_control_groups_are_found(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("0::/outer/inner\n")
+    write_group(tmp_path / "outer" / "inner", "max", 50, 0, version=2)
+    write_group(tmp_path / "outer", 1000, 300, 100, version=2)
+    assert _control_groups(tmp_path, own) == [(1000, 200)]
+
+
+def test_limits_of_the_first_control_groups_are_found(tmp_path):
+    own = tmp_path / "cgroup"
+    own.write_text("9:cpu,cpuacct:/docker/x\n4:memory:/docker/x\n")
+    write_group(tmp_path / "memory", 2000, 500, 300, version=1)  # inside the container the group is the top
+    assert _control_groups(tmp_path, own) == [(2000, 200)]
+    assert _control_groups(tmp_path, tmp_path / "none") == []

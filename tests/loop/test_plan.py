@@ -1,11 +1,15 @@
 import json
+from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 
 from fastdistill.config import RunConfig, StudentConfig, matching_recipe
 from fastdistill.derivatives.plan import Path
-from fastdistill.loop.plan import Plan, make_plan, resolve_device
+from fastdistill.loop.memory import step_forecast
+from fastdistill.loop.plan import Plan, halves, make_plan, resolve_device
+from fastdistill.loop.sizes import Sizes
 
 
 def config(**changes):
@@ -25,12 +29,52 @@ def test_phases_are_planned_apart():
     assert plan.torch_version == torch.__version__
 
 
-def test_chunks_bound_the_gradients():
-    assert make_plan(config(students=3), (1, 28, 28), 10).chunk == 3
-    assert make_plan(config(students=1000), (3, 32, 32), 100).chunk < 1000
-    assert make_plan(config(students=1000, chunk=7), (3, 32, 32), 100).chunk == 7
-    pooled = config(students=1000, method=matching_recipe("dc", 1, per_class=False))
-    assert make_plan(pooled, (3, 32, 32), 100).chunk > make_plan(config(students=1000), (3, 32, 32), 100).chunk
+GIGABYTE = 10**9
+
+
+@cache
+def digits_plan(students):
+    settings = config(width=16, students=students, method=matching_recipe("dc", 1, real_batch=32))
+    return make_plan(settings, (1, 8, 8), 10)
+
+
+@pytest.mark.parametrize("chunk", [12, 6, 2])
+def test_a_chunk_is_the_largest_half_that_fits(chunk):
+    settings = config(width=16, students=12, method=matching_recipe("dc", 1, real_batch=64))
+    shape, sizes = (3, 32, 32), Sizes(shape=(3, 32, 32), classes=(200,) * 10, test=100)
+    needed = step_forecast(settings, make_plan(replace(settings, chunk=chunk), shape, 10), sizes)
+    limit = 1 + int(needed / 0.6)
+    assert make_plan(settings, shape, 10, sizes=sizes, limit=limit).chunk == chunk
+    assert make_plan(settings, shape, 10, sizes=sizes, limit=limit - 10).chunk == -(-chunk // 2)
+    assert (
+        make_plan(settings, shape, 10, sizes=sizes, limit=1).chunk == 1
+    )  # too little even for that: refused elsewhere
+
+
+def test_a_plan_depends_on_the_machine_and_not_on_what_is_free():
+    first = digits_plan(64)
+    ballast = torch.ones(50_000_000)
+    digits_plan.cache_clear()
+    assert digits_plan(64) == first
+    assert ballast.sum() > 0
+
+
+def test_a_chunk_may_be_set():
+    assert make_plan(config(students=1000, chunk=7), (3, 32, 32), 100, limit=1).chunk == 7
+    assert make_plan(config(students=3, chunk=7), (1, 8, 8), 10, limit=1).chunk == 3
+
+
+def test_more_gradients_make_smaller_chunks():
+    limit = 8 * GIGABYTE
+    pooled = config(students=64, method=matching_recipe("dc", 1, real_batch=16, per_class=False))
+    apart = config(students=64, method=matching_recipe("dc", 1, real_batch=16))
+    assert make_plan(pooled, (3, 32, 32), 20, limit=limit).chunk > make_plan(apart, (3, 32, 32), 20, limit=limit).chunk
+
+
+def test_halves_end_at_one():
+    assert halves(16) == [16, 8, 4, 2, 1]
+    assert halves(12) == [12, 6, 3, 2, 1]
+    assert halves(1) == [1]
 
 
 def test_a_missing_device_is_named():

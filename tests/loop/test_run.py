@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
 from fastdistill.data.sources import load_source
+from fastdistill.derivatives.functional import Functional
 from fastdistill.failures import Stopped
 from fastdistill.loop.run import config_hash, run
 from fastdistill.progress import Silent
@@ -53,6 +55,16 @@ def config(folder, *, method="dc", ipc=1, steps=20, runs=1, students=2, dtype="f
         device="cpu",
         **changes,
     )
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
 
 
 def digest(folder, name="distilled.safetensors"):
@@ -187,6 +199,41 @@ def test_a_judgement_goes_on_behind_its_last_arm(tmp_path, digits):
         (arm["arm"], list(arm["per_student"])) for arm in straight.table["arms"]
     ]
     assert found.table["judged"]
+
+
+def test_a_run_out_of_memory_goes_on_in_smaller_chunks(tmp_path, digits, monkeypatch):
+    plain = Functional.products
+
+    def small(self, weights, *arguments, **options):
+        if len(weights) > 2 and not weights.is_meta:  # the forecast counts on the meta device
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return plain(self, weights, *arguments, **options)
+
+    settings = config(tmp_path / "whole", students=8, dtype="float64", steps=4)
+    whole = run(settings, digits, judge=False)
+    monkeypatch.setattr(Functional, "products", small)
+    told = Told()
+    found = run(replace(settings, output=str(tmp_path / "small")), digits, progress=told, judge=False)
+    assert [text for text in told.said if text.startswith("out of memory")] == [
+        f"out of memory: going on with chunks of {chunk} students, 8 real images at once" for chunk in (4, 2)
+    ]
+    assert (found.table["plan"]["chunk"], whole.table["plan"]["chunk"]) == (2, 8)
+    difference = (found.distilled.images - whole.distilled.images).norm() / whole.distilled.images.norm()
+    assert difference < 1e-6
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr("fastdistill.loop.run.available_memory", lambda device: 1_000_000)
+    with pytest.raises(ValueError, match=r"predicted to need \d.*: (lower|use|free)"):
+        run(config(tmp_path, students=200), digits)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_what_memory_it_will_need(tmp_path, digits):
+    told = Told()
+    table = run(config(tmp_path), digits, progress=told, judge=False).table
+    assert any(text.startswith("predicted peak memory") for text in told.said)
+    assert table["predicted_peak_mb"] >= table["predicted_distill_peak_mb"] > 100
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, digits):
