@@ -36,7 +36,7 @@ def save_seconds(folder: Path, repeats: int) -> list[float]:
     for step in range(repeats):
         state = State(step=step, images=images, velocity=images)
         begin = time.perf_counter()
-        save_checkpoint(folder, state, None, plan, config_hash="", elapsed_s=0.0)
+        save_checkpoint(folder, state, None, plan, config_hash="", data_hash="", elapsed_s=0.0)
         seconds.append(time.perf_counter() - begin)
     return seconds
 

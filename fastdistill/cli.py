@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import yaml
 
 from fastdistill.config import StudentConfig, preset_path, presets
 from fastdistill.failures import RunFailed, Stopped
-from fastdistill.options import evaluate_parser, export_parser, parse_run, plain_parser, report_parser
+from fastdistill.options import parse_evaluate, parse_export, parse_run, plain_parser, report_parser
 
 DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 _ADVICE = {
@@ -37,7 +39,7 @@ Distils a training set into a handful of synthetic images.
   fastdistill env                          describe this machine, for reports
 
 `fastdistill VERB --help` lists the options of a verb. --debug shows the traceback of what went wrong.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped and saved: repeat the command to go on.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped and saved: repeat the command to go on, 130 interrupted.
 """
 
 
@@ -111,6 +113,12 @@ def _out_of_memory(error: Exception) -> bool:
     return is_out_of_memory(error)
 
 
+def _tell(text: str) -> None:
+    """Says something from a signal handler, where a stream may be in the middle of a write."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"\nfastdistill: {text}\n".encode())
+
+
 def _run(words: list[str]) -> int:
     config = parse_run(words)
     from fastdistill.loop.run import run
@@ -118,7 +126,7 @@ def _run(words: list[str]) -> int:
     from fastdistill.progress import Talkative
     from fastdistill.report.table import show_results
 
-    stop = Stop()
+    stop = Stop(_tell)
     with stop.on_signals():
         result = run(config, progress=Talkative(), stop=stop)
     assert result is not None
@@ -127,7 +135,7 @@ def _run(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    options = evaluate_parser().parse(words)
+    options = parse_evaluate(words)
     from fastdistill.loop.evaluation import evaluate_run
     from fastdistill.progress import Talkative
 
@@ -158,7 +166,7 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _export(words: list[str]) -> int:
-    options = export_parser().parse(words)
+    options = parse_export(words)
     from fastdistill.loop.export import export_run
     from fastdistill.progress import Talkative
 

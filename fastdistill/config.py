@@ -16,20 +16,29 @@ PRESETS = Path(__file__).parent / "presets"
 _LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 _ITERATIONS = 1000
 SOURCES = ("digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
+DEVICES = ("auto", "cpu", "cuda")
 AUGMENTATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 
 
-def _one_of(name: str, value: str, valid: Sequence[str]) -> None:
+def one_of(name: str, value: str, valid: Sequence[str]) -> None:
+    """Refuses a value that is none of the valid ones; names the nearest."""
     if value not in valid:
         near = difflib.get_close_matches(value, valid, n=1)
         hint = f"did you mean {near[0]!r}" if near else "choose one of these"
         raise ValueError(f"expected {name} among {', '.join(valid)}, got {value!r}: {hint}")
 
 
-def _at_least(low: float, **values: float) -> None:
+def at_least(low: float, **values: float) -> None:
+    """Refuses named values below a bound."""
     for name, value in values.items():
         if not value >= low:
             raise ValueError(f"expected {name} of at least {low}, got {value}: raise it")
+
+
+def _at_most(high: float, **values: float) -> None:
+    for name, value in values.items():
+        if not value <= high:
+            raise ValueError(f"expected {name} of at most {high}, got {value}: lower it")
 
 
 def _positive(**values: float) -> None:
@@ -59,7 +68,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         kind, _, path = self.source.partition(":")
         if kind not in ("folder", "npz") or not path:
-            _one_of("source", self.source, (*SOURCES, "folder:PATH", "npz:PATH"))
+            one_of("source", self.source, (*SOURCES, "folder:PATH", "npz:PATH"))
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(
                 f"expected a validation_fraction in [0, 1), got {self.validation_fraction}: it is a share of the "
@@ -73,7 +82,7 @@ class StudentConfig:
 
     Attributes:
         architecture: convnet, mlp, lenet, alexnet, alexcifarnet, vgg11, resnet18 or resnet18ap.
-        depth: blocks of a convnet.
+        depth: blocks of a convnet, 1 to 8.
         width: channels of a convnet.
         norm: none, instance, group, layer or batch.
         activation: relu, leaky_relu, sigmoid, swish or softplus.
@@ -95,21 +104,22 @@ class StudentConfig:
     pretrained: str = ""
 
     def __post_init__(self) -> None:
-        _one_of(
+        one_of(
             "architecture",
             self.architecture,
             ("convnet", "mlp", "lenet", "alexnet", "alexcifarnet", "vgg11", "resnet18", "resnet18ap"),
         )
-        _one_of("norm", self.norm, ("none", "instance", "group", "layer", "batch"))
-        _one_of("activation", self.activation, ("relu", "leaky_relu", "sigmoid", "swish", "softplus"))
-        _one_of("pooling", self.pooling, ("none", "avg", "max"))
-        _one_of(
+        one_of("norm", self.norm, ("none", "instance", "group", "layer", "batch"))
+        one_of("activation", self.activation, ("relu", "leaky_relu", "sigmoid", "swish", "softplus"))
+        one_of("pooling", self.pooling, ("none", "avg", "max"))
+        one_of(
             "weights",
             self.weights,
             ("default", "xavier_normal", "xavier_uniform", "kaiming_fan_in", "kaiming_fan_out", "orthogonal"),
         )
-        _one_of("initialization", self.initialization, ("fresh", "fixed", "pretrained"))
-        _at_least(1, depth=self.depth, width=self.width)
+        one_of("initialization", self.initialization, ("fresh", "fixed", "pretrained"))
+        at_least(1, depth=self.depth, width=self.width)
+        _at_most(8, depth=self.depth)
         if (self.initialization == "pretrained") != bool(self.pretrained):
             raise ValueError(
                 f"expected a pretrained folder exactly when initialization is pretrained, got {self.pretrained!r} with "
@@ -154,17 +164,17 @@ class MatchingConfig:
     align_corners: bool = True
 
     def __post_init__(self) -> None:
-        _one_of("distance", self.distance, ("ours", "mse", "l1", "cos"))
-        _one_of("start", self.start, ("noise", "real"))
+        one_of("distance", self.distance, ("ours", "mse", "l1", "cos"))
+        one_of("start", self.start, ("noise", "real"))
         unknown = [name for name in self.augmentation.split("_") if name not in AUGMENTATIONS]
         if unknown and self.augmentation != "none":
             raise ValueError(
                 f"expected an augmentation of {', '.join(AUGMENTATIONS)} joined by '_', or none, got "
                 f"{self.augmentation!r}: correct {unknown[0]!r}"
             )
-        _at_least(1, steps=self.steps, real_batch=self.real_batch, outer_loop=self.outer_loop)
-        _at_least(1, inner_batch=self.inner_batch)
-        _at_least(0, inner_loop=self.inner_loop)
+        at_least(1, steps=self.steps, real_batch=self.real_batch, outer_loop=self.outer_loop)
+        at_least(1, inner_batch=self.inner_batch)
+        at_least(0, inner_loop=self.inner_loop)
         if not 0 <= self.image_momentum < 1:
             raise ValueError(
                 f"expected an image_momentum in [0, 1), got {self.image_momentum}: velocities diverge from 1 on"
@@ -197,10 +207,10 @@ class EvaluationConfig:
     validation_epochs: int = 300
 
     def __post_init__(self) -> None:
-        _one_of("protocol", self.protocol, ("dc", "dsa", "default"))
-        _at_least(1, students=self.students, whole_students=self.whole_students)
-        _at_least(1, validation_students=self.validation_students, validation_epochs=self.validation_epochs)
-        _at_least(0, whole_epochs=self.whole_epochs, validation_every=self.validation_every)
+        one_of("protocol", self.protocol, ("dc", "dsa", "default"))
+        at_least(1, students=self.students, whole_students=self.whole_students)
+        at_least(1, validation_students=self.validation_students, validation_epochs=self.validation_epochs)
+        at_least(0, whole_epochs=self.whole_epochs, validation_every=self.validation_every)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +235,8 @@ class RunConfig:
         log_every: steps between lines of metrics.
         picture_every: steps between pictures; 0 for only the last.
         checkpoint_every: steps between checkpoints.
-        max_masked_share: largest share of students whose loss or gradient may be non-finite in a step; they are left
-            out of it, and with more of them the run stops before the update.
+        max_masked_share: largest share of a run's students, below 1, whose loss or gradient may be non-finite in a
+            step; they are left out of it, and with more of them everything stops before the update.
     """
 
     name: str = "run"
@@ -251,13 +261,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.name or self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
             raise ValueError(f"expected a name that is one folder name, got {self.name!r}: leave out slashes")
-        _at_least(1, ipc=self.ipc, students=self.students, runs=self.runs)
-        _at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
-        _at_least(0, threads=self.threads, chunk=self.chunk, picture_every=self.picture_every, seed=self.seed)
-        if not 0 <= self.max_masked_share <= 1:
-            raise ValueError(f"expected a max_masked_share in [0, 1], got {self.max_masked_share}: it is a share")
-        _one_of("device", self.device, ("auto", "cpu", "cuda"))
-        _one_of("dtype", self.dtype, ("float32", "float64"))
+        at_least(1, ipc=self.ipc, students=self.students, runs=self.runs)
+        at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
+        at_least(0, threads=self.threads, chunk=self.chunk, picture_every=self.picture_every, seed=self.seed)
+        if not 0 <= self.max_masked_share < 1:
+            raise ValueError(f"expected a max_masked_share in [0, 1), got {self.max_masked_share}: it is a share")
+        _at_most(2**63 - 1, seed=self.seed)
+        _at_most(4096, threads=self.threads)
+        one_of("device", self.device, DEVICES)
+        one_of("dtype", self.dtype, ("float32", "float64"))
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as the run folder's ``config.yaml`` holds them."""
@@ -286,7 +298,8 @@ def matching_recipe(method: str, ipc: int, *, flip: bool = True, **changes: Any)
         flip: let DSA mirror images; the recipe leaves it out for digits (MNIST, SVHN).
         **changes: fields of `MatchingConfig` that differ from the recipe.
     """
-    _one_of("method", method, ("dc", "dsa"))
+    one_of("method", method, ("dc", "dsa"))
+    at_least(1, ipc=ipc)
     outer, inner = loops(ipc)
     recipe: dict[str, Any] = {"outer_loop": outer, "inner_loop": inner, "steps": _ITERATIONS * outer}
     if method == "dsa":

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.(?P<process>\d{1,9})\.tmp")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -23,7 +26,8 @@ def write_whole(path: Path, content: bytes) -> None:
         OSError: naming the file; what stood there before still does.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    # a name of this process's own, lest two writers of one file tear each other's
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_synced(temporary, content)
         os.replace(temporary, path)
@@ -66,8 +70,11 @@ def sync(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Removes the temporaries that a killed writer has left in a folder."""
-    for path in folder.glob("*.tmp"):
+    """Removes the temporaries that dead writers, of files or of exports, have left in a folder."""
+    for path in folder.glob(".*.tmp"):
+        found = _TEMPORARY.fullmatch(path.name)
+        if not found or _alive(int(found["process"])):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -83,21 +90,36 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: when another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            os.close(descriptor)
             raise ValueError(
                 f"expected {folder} for this process alone, got one that another process is writing to: wait for it, "
                 "or choose another --name"
             ) from error
+        if folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat()):
+            break
+        os.close(descriptor)  # its last holder has removed it between our opening and our locking
+    try:
         yield
     finally:
-        os.close(descriptor)
         with contextlib.suppress(OSError):
             folder.rmdir()  # refuses when there is something inside
+        os.close(descriptor)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @contextlib.contextmanager

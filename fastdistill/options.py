@@ -11,6 +11,7 @@ import re
 import reprlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from fastdistill.config import RunConfig, StudentConfig, preset_path
+from fastdistill.config import DEVICES, RunConfig, StudentConfig, at_least, one_of, preset_path
 
 DEFAULT_PRESET = "dc/digits-1"
 # what jsonargparse and argparse say, and what users are told
@@ -31,7 +32,7 @@ _COMPLAINTS = [
          "expected options below {key}, got {value}: write --{key}.NAME=VALUE"),
         (r"argument (?P<key>\S+): expected one argument", "expected a value after {key}, got none"),
         (r"unrecognized arguments: (?P<value>.*)", "expected options only, got '{value}'"),
-        (r"the following arguments are required: (?P<key>.*)", "expected {key}, got nothing"),
+        (r"the following arguments are required: (?P<key>.*)", "expected a value of {key}, got nothing"),
     )
 ]  # fmt: skip
 
@@ -143,6 +144,46 @@ def report_parser() -> Parser:
         "--output", type=str, default="", help="the page; report.html in the run, comparison.html for several"
     )
     return parser
+
+
+def parse_evaluate(words: Sequence[str]) -> Namespace:
+    """The options of ``evaluate``.
+
+    Raises:
+        SystemExit: with code 2, after one sentence on stderr, for wrong arguments.
+    """
+    options = evaluate_parser().parse(words)
+    with _usage("evaluate"):
+        one_of("images", options.images, ("last", "best"))
+        one_of("device", options.device, DEVICES)
+        if options.protocol:
+            one_of("protocol", options.protocol, ("dc", "dsa", "default", "own"))
+        at_least(1, students=options.students)
+        at_least(0, epochs=options.epochs, seed=options.seed)
+        given = {field.name: options.get(field.name) for field in dataclasses.fields(StudentConfig)}
+        StudentConfig(**{name: value for name, value in given.items() if value is not None})
+    return options
+
+
+def parse_export(words: Sequence[str]) -> Namespace:
+    """The options of ``export``; raises as `parse_evaluate` does."""
+    options = export_parser().parse(words)
+    with _usage("export"):
+        one_of("to", options.to, ("safetensors", "png", "pt", "hf"))
+        one_of("images", options.images, ("last", "best"))
+        one_of("device", options.device, DEVICES)
+        at_least(0, students=options.students)
+    return options
+
+
+@contextmanager
+def _usage(verb: str) -> Iterator[None]:
+    """Makes wrong values wrong usage."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"fastdistill {verb}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def plain_parser(verb: str, description: str) -> Parser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _LINE_EVERY_S = 10.0  # between plain lines of one stage
 
 Advance = Callable[[int, str], None]  # units done so far, and a remark such as the loss
+
+
+class PatientConsole(Console):
+    """A console that falls silent, rather than ending the program, when nobody reads it any more."""
+
+    def on_broken_pipe(self) -> None:
+        """Says nothing from now on."""
+        self.quiet = True
 
 
 class Silent:
@@ -31,11 +40,12 @@ class Talkative(Silent):
     """Shows stages on stderr."""
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stderr)
+        self._console = PatientConsole(file=sys.stderr)
 
     def say(self, text: str) -> None:
         """Prints one line."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # a terminal that is gone is no reason to end a run
+            self._console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:

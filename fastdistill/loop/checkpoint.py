@@ -25,7 +25,7 @@ from fastdistill.loop.plan import Plan
 from fastdistill.students.ensemble import Students
 
 _log = logging.getLogger(__name__)
-_SCHEMA = 2
+_SCHEMA = 3
 _STATE, _MANIFEST, _SUM = "state.safetensors", "manifest.json", "manifest.json.sha256"
 _KEPT = 2  # the newest and the one before, to fall back to
 
@@ -61,7 +61,7 @@ def _tensors(state: State, best: Best | None) -> dict[str, Tensor]:
 
 
 def save_checkpoint(
-    folder: Path, state: State, best: Best | None, plan: Plan, *, config_hash: str, elapsed_s: float
+    folder: Path, state: State, best: Best | None, plan: Plan, *, config_hash: str, data_hash: str, elapsed_s: float
 ) -> Path:
     """Writes ``folder/step-NNNNNN`` durably, then removes all but the two newest.
 
@@ -71,6 +71,7 @@ def save_checkpoint(
         best: the selected images, saved with it.
         plan: how it was computed.
         config_hash: of the run's configuration.
+        data_hash: of the real images.
         elapsed_s: wall-clock time of the run so far.
 
     Raises:
@@ -85,6 +86,7 @@ def save_checkpoint(
         "best": None if best is None else {"accuracy": best.accuracy, "step": best.step},
         "elapsed_s": elapsed_s,
         "config_hash": config_hash,
+        "data_hash": data_hash,
         "plan": plan.as_dict(),
         "files": {_STATE: {"sha256": _sha256(content), "bytes": len(content)}},
     }
@@ -109,7 +111,7 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
+def load_checkpoint(folder: Path, config_hash: str, data_hash: str) -> Checkpoint | None:
     """The newest checkpoint that verifies, on the CPU; None where there is none.
 
     Every truncation and every changed byte is found; such a checkpoint is logged and the one before is tried.
@@ -117,25 +119,32 @@ def load_checkpoint(folder: Path, config_hash: str) -> Checkpoint | None:
     Args:
         folder: the run's checkpoint folder.
         config_hash: of the run's configuration.
+        data_hash: of the real images.
 
     Raises:
-        ValueError: when the checkpoint is sound but of another configuration or another version of fastdistill.
+        ValueError: when the checkpoint is sound but of another configuration, other images or another version.
     """
-    for path in reversed(_folders(folder)):
+    folders = _folders(folder)
+    for path in reversed(folders):
         try:
             manifest, tensors = _verified(path)
             if manifest["schema"] == _SCHEMA and manifest["config_hash"] == config_hash:
-                return _restore(tensors, manifest)
-            found, expected = manifest["config_hash"], config_hash
-            if manifest["schema"] != _SCHEMA:
+                if manifest["data_hash"] == data_hash:
+                    return _restore(tensors, manifest)
+                found, expected = f"data {manifest['data_hash']}", f"data {data_hash}"
+            elif manifest["schema"] != _SCHEMA:
                 found, expected = f"schema {manifest['schema']}", f"schema {_SCHEMA}"
+            else:
+                found, expected = f"configuration {manifest['config_hash']}", f"configuration {config_hash}"
         except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
             _log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, error)
             continue
         raise ValueError(
-            f"expected a checkpoint of this configuration and version ({expected}) in {path}, got {found}: choose "
-            "another --name, or remove the run folder"
+            f"expected a checkpoint of this configuration, these real images and this version ({expected}) in {path}, "
+            f"got {found}: choose another --name, or remove the run folder"
         )
+    if folders:
+        _log.warning("no checkpoint in %s is sound: starting again from step 0", folder)
     return None
 
 
@@ -158,6 +167,13 @@ def _verified(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if _sha256(content) != manifest["files"][_STATE]["sha256"]:
         raise ValueError(f"the sha256 of {_STATE} is not the one in {_MANIFEST}")
     return manifest, load(content)
+
+
+def sweep_checkpoints(folder: Path) -> None:
+    """Removes the step folders that a killed process has left half-written."""
+    for path in folder.glob("step-*.tmp"):
+        if _step(path.with_suffix("")) >= 0:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _folders(folder: Path) -> list[Path]:

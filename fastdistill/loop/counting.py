@@ -61,14 +61,24 @@ def training(config: RunConfig, plan: Plan, sizes: Sizes) -> Footprint:
 
 
 def state_bytes(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
-    """What outlives an outer step, twice for the step before, and the two copies that a checkpoint is written from."""
+    """What outlives an outer step, with that of the step before, which its guard may still look at."""
+    kept, best = _kept(config, plan, sizes)
+    return 2 * kept + best
+
+
+def saving_bytes(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
+    """The two copies that a checkpoint is written from, between steps."""
+    return 2 * sum(_kept(config, plan, sizes))
+
+
+def _kept(config: RunConfig, plan: Plan, sizes: Sizes) -> tuple[int, int]:
+    """Bytes of the state after a step and of the selected images."""
     images = synthetic_images(config, sizes, plan.torch_dtype).nbytes
     count = config.students * config.runs if config.method.outer_loop > 1 else 0
     module = student_module(config.student, sizes.shape, len(sizes.classes))
     students = count * Layout.of(module).size * plan.torch_dtype.itemsize
-    kept = 2 * images + students  # images, momentum, students
     best = images if config.evaluation.validation_every else 0
-    return 2 * kept + best + 2 * (kept + best)
+    return 2 * images + students, best  # images, momentum, students
 
 
 def _matching(config: RunConfig, plan: Plan, sizes: Sizes, ledger: Ledger) -> GradientMatching:

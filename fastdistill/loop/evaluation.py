@@ -13,8 +13,8 @@ from fastdistill.loop.examination import examination, images_file
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 
-# what of a student tells it from others; a convnet alone has these layers to choose
-_CONVNET = ("depth", "width", "activation", "pooling")
+# what of a student tells it from others; a convnet alone has the second ones to choose
+_STUDENT, _CONVNET = ("architecture", "norm", "weights"), ("depth", "width", "activation", "pooling")
 
 
 def evaluate_run(
@@ -49,11 +49,13 @@ def evaluate_run(
         progress: what is said meanwhile.
 
     Returns:
-        The evaluation and the line that was appended.
+        The evaluation and the line that was appended, which is said where the disk no longer takes it.
 
     Raises:
         ValueError: for a folder without a finished run, or settings that do not fit it.
+        OSError: before any training, when the file cannot be written.
     """
+    progress = progress or Silent()
     file = images_file(folder, images)
     distilled = load_file(file)
     test = examination(
@@ -69,16 +71,19 @@ def evaluate_run(
     )
     if epochs is not None:
         test = replace(test, rules=test.rules.with_epochs(epochs))
+    kept = file.parent / "evaluations.jsonl"
+    append(kept, b"")  # a training of hours should not find out at its end
+    if distilled.note:
+        progress.say(distilled.note)
     evaluation = test.judge(distilled, progress=progress)
     beside = test.random_real(distilled, progress=progress) if random_real else None
     fresh = asdict(test.student)
     line = {
-        **{
-            name: fresh[name] for name in ("architecture", "depth", "width", "norm", "activation", "pooling", "weights")
-        },
+        **{name: fresh[name] for name in _STUDENT + (_CONVNET if test.student.architecture == "convnet" else ())},
         "protocol": evaluation.protocol,
         "epochs": evaluation.epochs,
         "steps": evaluation.steps,
+        "source": test.source,
         "images": file.name,
         "seed": seed,
         "mean": evaluation.mean,
@@ -88,5 +93,10 @@ def evaluate_run(
     }
     if beside is not None:
         line |= {"random_real_mean": beside.mean, "random_real_std": beside.std}
-    append(file.parent / "evaluations.jsonl", (json.dumps(line) + "\n").encode())
+    if distilled.note:
+        line["note"] = distilled.note
+    try:
+        append(kept, (json.dumps(line) + "\n").encode())
+    except OSError as error:
+        progress.say(f"the evaluation is not kept: expected to write {kept}, got {error.strerror}: note it down")
     return evaluation, line

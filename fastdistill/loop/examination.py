@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from fastdistill.config import StudentConfig
 from fastdistill.data.sampler import class_batches
-from fastdistill.data.sources import load_source
+from fastdistill.data.sources import RealData, load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.data.store import ImageStore
 from fastdistill.draws import Purpose
@@ -20,6 +19,7 @@ from fastdistill.evaluation.evaluate import Evaluation, evaluate_images
 from fastdistill.evaluation.protocols import Protocol
 from fastdistill.evaluation.protocols import protocol as protocol_of
 from fastdistill.evaluation.replay import Replay
+from fastdistill.loop.configuration import read_configuration
 from fastdistill.loop.plan import resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE
 from fastdistill.progress import Silent
@@ -38,6 +38,7 @@ class Examination:
         student: the network.
         train: the run's training images, without those that selected.
         test: the run's test images.
+        source: where both were loaded from.
         rules: how students are trained.
         students: fresh students per run.
         seed: of every draw.
@@ -46,6 +47,7 @@ class Examination:
     student: StudentConfig
     train: ImageStore
     test: ImageStore
+    source: str
     rules: Protocol
     students: int
     seed: int
@@ -60,11 +62,19 @@ class Examination:
     def random_real(self, distilled: Distilled, *, progress: Silent | None = None) -> Evaluation | None:
         """The same test of as many random real images, another draw for every student.
 
-        None where the distilled images are not equally many of every class, or a class has fewer real ones.
+        None, which is said, where the distilled images are not equally many of every class, or a class has fewer real
+        ones.
         """
-        counts = distilled.labels.bincount(minlength=len(distilled.class_names))
-        ipc = int(counts[0])
-        if not bool((counts == ipc).all()) or min(self.train.class_sizes) < ipc:
+        counts, sizes = distilled.labels.bincount(minlength=len(distilled.class_names)), self.train.class_sizes
+        ipc, fewest = int(counts[0]), min(sizes)
+        reason = ""
+        if not bool((counts == ipc).all()):
+            reason = f"the distilled ones are {int(counts.min())} to {int(counts.max())} of a class, not equally many"
+        elif fewest < ipc:
+            name = self.train.class_names[sizes.index(fewest)]
+            reason = f"class {name!r} has {fewest} training images, fewer than {ipc}"
+        if reason:
+            (progress or Silent()).say(f"no random real images are judged beside: {reason}")
             return None
         train = self.train.to(self.test.device)
         chosen = class_batches(
@@ -162,38 +172,29 @@ def examination(
     """Prepares the test of a run's images; arguments as of `evaluate_run`.
 
     Raises:
-        ValueError: for a folder without a run, settings that do not fit it, or missing test data.
+        ValueError: for a folder without a run, settings that do not fit it, or test data that are missing or of other
+            images or classes.
     """
-    try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        chosen = StudentConfig(**{**config["student"], "initialization": "fresh", "pretrained": "", **student})
-        fallback, named, below = config["evaluation"]["protocol"], config["data"]["source"], config["data"]["root"]
-        held_out, split_seed = float(config["data"]["validation_fraction"]), int(config["seed"])
-    except OSError as error:
-        raise ValueError(
-            f"expected config.yaml beside the images in {folder}, found none: name a run folder"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError) as error:
-        raise ValueError(
-            f"expected the configuration of a run in {folder / 'config.yaml'}, got another file: name a run folder"
-        ) from error
+    config = read_configuration(folder)
+    chosen = StudentConfig(**{**asdict(config.student), "initialization": "fresh", "pretrained": "", **student})
     rules = protocol_for(
         distilled.schedule,
         protocol,
-        fallback,
-        dataset=named,
+        config.evaluation.protocol,
+        dataset=config.data.source,
         student=chosen,
         align_corners=distilled.align_corners,
     )
     place = resolve_device(device)
-    real = load_source(source or named, root=root or below)
+    real = load_source(source or config.data.source, root=root or config.data.root)
     found, needed = (real.test.shape, real.test.unit), (tuple(distilled.images.shape[2:]), distilled.unit)
     if found != needed:
         raise ValueError(
             f"expected test images like the distilled ones, {needed[0]} in {needed[1]}, got {found[0]} in {found[1]}: "
             "name the data set that they were distilled from"
         )
-    kept, _ = stratified_split(real.train.labels, held_out, split_seed)
+    _refuse_other_classes(real, distilled)
+    kept, _ = stratified_split(real.train.labels, config.data.validation_fraction, config.seed)
     train, unseen = (
         ImageStore(
             images=store.images,
@@ -203,4 +204,29 @@ def examination(
         )
         for store in (real.train.subset(kept), real.test)
     )
-    return Examination(student=chosen, train=train, test=unseen.to(place), rules=rules, students=students, seed=seed)
+    return Examination(
+        student=chosen,
+        train=train,
+        test=unseen.to(place),
+        source=real.name,
+        rules=rules,
+        students=students,
+        seed=seed,
+    )
+
+
+def _refuse_other_classes(real: RealData, distilled: Distilled) -> None:
+    """Refuses a data set of other classes; numbers for names say nothing of them."""
+    advice = "name the data set that they were distilled from"
+    found, needed = real.test.class_names, distilled.class_names
+    if len(found) != len(needed):
+        raise ValueError(
+            f"expected test images of the {len(needed)} classes of the distilled ones, got {len(found)} classes in "
+            f"{real.name}: {advice}"
+        )
+    if found != needed and tuple(map(str, range(len(found)))) not in (found, needed):
+        label = next(label for label, names in enumerate(zip(found, needed, strict=True)) if names[0] != names[1])
+        raise ValueError(
+            f"expected test images of the distilled ones' classes, got class {label} named {found[label]!r} in "
+            f"{real.name} in place of {needed[label]!r}: {advice}"
+        )

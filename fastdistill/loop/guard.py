@@ -57,7 +57,7 @@ class Guard:
             if not sound:
                 raise RunFailed(
                     f"expected finite losses and gradients, got {len(masked)} of {len(finite)} students non-finite at "
-                    f"step {before.step} ({where or 'and a gradient of the images that is not finite'}): the images "
+                    f"step {before.step} ({where or 'and images that the update would make infinite'}): the images "
                     "are kept as they were; lower a learning rate under another --name, or raise --max_masked_share"
                 )
             if new:

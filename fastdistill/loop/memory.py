@@ -9,7 +9,7 @@ import torch
 
 from fastdistill.config import RunConfig
 from fastdistill.derivatives.memory import Footprint
-from fastdistill.loop.counting import state_bytes, step, training
+from fastdistill.loop.counting import saving_bytes, state_bytes, step, training
 from fastdistill.loop.environment import peak_memory_mb, release_freed_memory, resident_memory
 from fastdistill.loop.judgement import selection, table
 from fastdistill.loop.sizes import Sizes
@@ -28,6 +28,7 @@ _PARTS = {  # what each part is, and what lowers it
     "data": ("the real images", "use fewer or smaller images"),
     "state": ("the synthetic images and students", "lower --ipc, --runs, --students or --student.width"),
     "step": ("a distilling step", "lower --method.real_batch, --students, --student.width or --chunk"),
+    "saving": ("a checkpoint", "lower --ipc, --runs or --students"),
     "training": ("training students between steps", "lower --students, --runs, --ipc or --student.width"),
     "selection": ("a selection", "lower --evaluation.validation_students, --ipc or --student.width"),
     "evaluation": ("the evaluation", "lower --evaluation.students, --ipc or --student.width"),
@@ -41,8 +42,9 @@ class Forecast:
     Attributes:
         process: interpreter and libraries; 0 on CUDA, where only tensors are counted.
         data: the real images, with the copies that training and validation part are.
-        state: what outlives an outer step, and the copies of it that a checkpoint takes.
-        step: a distilling step with one chunk of students, beyond the parts above, as the next three.
+        state: what outlives an outer step.
+        step: a distilling step with one chunk of students, beyond the parts above, as the next four.
+        saving: the copies of the state that a checkpoint takes.
         training: students trained between two steps; 0 where none are.
         selection: a selection on the validation images; 0 without.
         evaluation: the arms of the table at the end.
@@ -54,6 +56,7 @@ class Forecast:
     data: int
     state: int
     step: int
+    saving: int
     training: int
     selection: int
     evaluation: int
@@ -63,7 +66,7 @@ class Forecast:
     @property
     def distilling(self) -> int:
         """Peak of the process up to the last step."""
-        return max(self._with(self.step, self.training, self.selection), self.reached)
+        return max(self._with(self.step, self.saving, self.training, self.selection), self.reached)
 
     @property
     def peak(self) -> int:
@@ -73,7 +76,7 @@ class Forecast:
     @property
     def needed(self) -> int:
         """Most that is still to be held."""
-        return self._with(self.step, self.training, self.selection, self.evaluation)
+        return self._with(self.step, self.saving, self.training, self.selection, self.evaluation)
 
     def _with(self, *phases: int) -> int:
         return self.process + self.data + self.state + max(phases)
@@ -113,6 +116,7 @@ def forecast(
         data=loaded + sizes.stored(sum(sizes.classes) + (0 if on_cpu else sizes.test)),
         state=state_bytes(config, plan, sizes),
         step=bound(step(config, plan, sizes)),
+        saving=saving_bytes(config, plan, sizes),
         training=bound(training(config, plan, sizes)),
         selection=bound(selection(config, plan, sizes)),
         evaluation=bound(table(config, plan, sizes)) if judge else 0,

@@ -29,7 +29,10 @@ class MetricsLog:
                     values = json.loads(line)
                 except (json.JSONDecodeError, RecursionError):
                     continue  # the last line of a run that was killed while writing it
-                if isinstance(values, dict) and isinstance(values.get("step"), int) and values["step"] <= step:
+                if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+                    continue
+                # a note is of the step that begins where its number says, and that step is repeated
+                if values["step"] < step or (values["step"] == step and "note" not in values):
                     kept.append(line)
                     self._remember(values)
             write_whole(path, "".join(f"{line}\n" for line in kept).encode())
@@ -48,9 +51,13 @@ class MetricsLog:
         if self._path.exists():
             sync(self._path)
 
-    def median(self, name: str) -> float:
-        """The median of everything written under a name."""
-        return median(self._values[name])
+    def median(self, name: str) -> float | None:
+        """The median of everything written under a name; None where nothing was."""
+        return median(self._values[name]) if name in self._values else None
+
+    def highest(self, name: str) -> float:
+        """The highest value written under a name; 0 where there is none."""
+        return max(self._values.get(name, [0.0]))
 
     def _append(self, line: Mapping[str, Any]) -> None:
         append(self._path, f"{json.dumps(line)}\n".encode())

@@ -99,8 +99,8 @@ class Step:
         values: scalars ``outer/loss``, ``outer/loss_std`` (over the finite students), ``outer/grad_norm`` and
             ``outer/masked``, the number of students that were not finite.
         finite: bool ``[R·S]``.
-        sound: bool scalar; False where too many students or the images' gradient were not finite. The images then
-            stayed as they were.
+        sound: bool scalar; False where too many students of a run, or the updated images, were not finite. The images
+            then stayed as they were.
     """
 
     values: dict[str, Tensor]
@@ -118,14 +118,18 @@ def outer_step(
         state: before the step.
         learning_rate: of the images.
         momentum: of the images.
-        masked_share: largest share of students that may be non-finite for the update to take place.
+        masked_share: largest share of a run's students that may be non-finite for the update to take place.
     """
     students = method.prepare(state.students or method.fresh(state.step), state.step)
     found = method.gradient(state.images, students, state.step)
     finite, count = found.finite, found.finite.sum()
-    sound = (len(finite) - count <= masked_share * len(finite)) & found.gradient.sum().isfinite()
     velocity = momentum * state.velocity + found.gradient
-    images = torch.where(sound, state.images - learning_rate * velocity, state.images)
+    images = state.images - learning_rate * velocity
+    # the share is of each run's own students, so that a run fares among others as it would alone
+    per_run = finite.view(state.images.shape[0], -1)
+    few = (per_run.shape[1] - per_run.sum(1) <= masked_share * per_run.shape[1]).all()
+    sound = few & images.sum().isfinite()  # a sum is finite where its terms are
+    images = torch.where(sound, images, state.images)
     values = {
         "outer/loss": (mean := torch.where(finite, found.loss, 0).sum() / count),
         "outer/loss_std": (torch.where(finite, found.loss - mean, 0).square().sum() / count).sqrt(),

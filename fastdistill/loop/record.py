@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fastdistill.config import RunConfig
 from fastdistill.evaluation.arms import Judge
+from fastdistill.failures import RunFailed
 from fastdistill.files import write_whole
 from fastdistill.loop.checkpoint import save_checkpoint
 from fastdistill.loop.environment import peak_memory_mb
@@ -59,6 +61,7 @@ class Recorder:
         say: takes messages.
         as_artefact: makes the artefact of images ``[R, C, M, D, H, W]``.
         config_hash: of the configuration.
+        data_hash: of the real images.
         elapsed_s: wall-clock time of the run before this start.
         state: the state it starts from.
         best: the images selected before this start.
@@ -76,13 +79,15 @@ class Recorder:
         say: Callable[[str], None],
         as_artefact: Callable[[Tensor], Distilled],
         config_hash: str,
+        data_hash: str,
         elapsed_s: float,
         state: State,
         best: Best | None,
     ) -> None:
         self._config, self._folder, self._plan, self._judge = config, folder, plan, judge
         self._predicted, self._saved = predicted, state.step
-        self._as_artefact, self._hash, self._best = as_artefact, config_hash, best
+        self._as_artefact, self._best = as_artefact, best
+        self._hashes = {"config_hash": config_hash, "data_hash": data_hash}
         self._guard, self._say = Guard(method, self._note), say
         self._device = state.images.device
         self._metrics = MetricsLog(folder / "metrics.jsonl", state.step)
@@ -106,7 +111,8 @@ class Recorder:
             RunFailed: when too many students were not finite; nothing is saved then.
         """
         config, step, self._plan = self._config, state.step, plan
-        self._guard.watch(before, found)
+        with self._noting(before.step):
+            self._guard.watch(before, found)
         if step % config.log_every == 0 or last:
             self._remark = f"loss {self._log(step, found.values):.4f}"
         advance(step, self._remark)
@@ -122,14 +128,15 @@ class Recorder:
         """Saves a checkpoint of what the guard finds sound, unless this step is saved already."""
         if self._saved == state.step:
             return
-        self._guard.look()
+        with self._noting(state.step):
+            self._guard.look()
         self._metrics.sync()
         save_checkpoint(
             self._folder / "checkpoints",
             state,
             self._best,
             self._plan,
-            config_hash=self._hash,
+            **self._hashes,
             elapsed_s=self._elapsed(),
         )
         self._saved = state.step
@@ -153,10 +160,11 @@ class Recorder:
         if best is not None:
             best.save(self._folder / BEST_FILE)
         self._picture(state.step, "images.png", last)
-        peak = peak_memory_mb(self._device)
+        # a start that only judges has distilled nothing itself
+        peak = max(self._metrics.highest("mem/peak_mb"), peak_memory_mb(self._device))
         table: dict[str, Any] = {
             "name": self._config.name,
-            "config_hash": self._hash,
+            **self._hashes,
             "steps": state.step,
             "distill_s": self._elapsed(),
             "step_s": self._metrics.median("perf/step_s"),
@@ -166,9 +174,12 @@ class Recorder:
             "predicted_peak_mb": self._predicted.peak / 1e6,
             "plan": self._plan.as_dict(),
             "best_step": None if self._best is None else self._best.step,
-            "judged": False,
+            "judged": False,  # every arm is there
+            "complete": False,  # and drawn
             "arms": list(arms),
         }
+        if last.note:
+            table["note"] = last.note
         result = Result(distilled=last, best=best, table=table, folder=self._folder)
         self.keep(table)
         self._draw(table)
@@ -180,13 +191,16 @@ class Recorder:
 
     def judged(self, result: Result, arms: Sequence[Mapping[str, Any]], conditions: Mapping[str, str]) -> Result:
         """Writes the judged results, and what is drawn from them."""
-        table = {**result.table, **conditions, "arms": list(arms), "peak_mb": peak_memory_mb(self._device)}
+        peak = max(result.table["peak_mb"], peak_memory_mb(self._device))
+        table = {**result.table, **conditions, "arms": list(arms), "peak_mb": peak, "judged": True}
         for arm in arms:
             name = f"eval/{arm['arm']}"
             self._write(table["steps"], {f"{name}/acc_mean": arm["mean"], f"{name}/acc_std": arm["std"]})
-        self.keep({**table, "judged": True})
-        self._draw({**table, "judged": True})
-        return replace(result, table={**table, "judged": True})
+        self.keep(table)
+        self._draw(table)
+        table["complete"] = True
+        self.keep(table)
+        return replace(result, table=table)
 
     def close(self) -> None:
         """Ends what is open."""
@@ -199,7 +213,8 @@ class Recorder:
         from fastdistill.report.metrics import read_metrics
         from fastdistill.report.page import write_report
 
-        metrics = read_metrics(self._folder / "metrics.jsonl")
+        log = self._folder / "metrics.jsonl"
+        metrics = read_metrics(log) if log.exists() else []
         save_curves(self._folder / "curves.png", metrics, self._config.name, arms=table["arms"])
         write_report(self._folder)
 
@@ -215,8 +230,18 @@ class Recorder:
         self._say(f"step {step}: {text}")
         self._metrics.note(step, self._elapsed(), text)
 
+    @contextmanager
+    def _noting(self, step: int) -> Iterator[None]:
+        """Notes a failure in the log, for the report."""
+        try:
+            yield
+        except RunFailed as failure:
+            self._metrics.note(step, self._elapsed(), f"failed: {failure}")
+            raise
+
     def _log(self, step: int, values: Mapping[str, Tensor]) -> float:
-        self._guard.look()
+        with self._noting(step):
+            self._guard.look()
         line = {name: value.item() for name, value in values.items()}  # the one host synchronisation of the loop
         now = time.perf_counter()
         seconds = (now - self._tick) / (step - self._ticked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,9 +18,10 @@ from fastdistill.data.sources import RealData, load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.evaluation.arms import Judge
 from fastdistill.failures import Stopped
-from fastdistill.files import held, sweep, write_whole
-from fastdistill.loop.checkpoint import load_checkpoint
+from fastdistill.files import append, held, sweep, write_whole
+from fastdistill.loop.checkpoint import load_checkpoint, sweep_checkpoints
 from fastdistill.loop.environment import available_memory, describe_environment
+from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.memory import forecast_here, refuse_what_does_not_fit
 from fastdistill.loop.outer import State, Step, outer_step
 from fastdistill.loop.plan import Plan, make_plan, resolve_device
@@ -41,6 +43,7 @@ _PRESENTATION = (
     "data.root",
     "data.download",
 )
+_SHOWN = 5  # settings of another run that are named
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -100,16 +103,17 @@ def _run(
     judge: bool,
 ) -> Result | None:
     _refuse_another(folder, config)
-    for place in (folder, folder / "checkpoints"):
-        sweep(place)
+    sweep(folder)
+    sweep_checkpoints(folder / "checkpoints")
     digest = config_hash(config.as_dict())
-    if judge and (finished := _finished(folder)) is not None:
+    if judge and (finished := _finished(folder, digest, progress)) is not None:
         progress.say(f"{config.name} is finished already; fastdistill evaluate judges it again")
         return finished
     data = data or load_source(
         config.data.source, root=config.data.root, download=config.data.download, zca=config.data.zca
     )
-    loaded = load_checkpoint(folder / "checkpoints", digest)
+    images_hash = data_hash(data)
+    loaded = load_checkpoint(folder / "checkpoints", digest, images_hash)
     sizes = Sizes.of(data)
     plan = loaded.plan if loaded else make_plan(config, sizes.shape, len(sizes.classes), sizes=sizes)
     device = _device_of(plan, resumed=loaded is not None)
@@ -120,6 +124,11 @@ def _run(
     torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     train, validation = data.train.subset(kept).to(device), data.train.subset(held_out).to(device)
+    if min(train.class_sizes) < config.method.real_batch:
+        progress.say(
+            f"real batches have {min(train.class_sizes)} images of every class, not {config.method.real_batch}: the "
+            f"smallest class, {train.class_names[train.class_sizes.index(min(train.class_sizes))]}, has no more"
+        )
     state, best, elapsed = initial_state(config, plan, train), None, 0.0
     if loaded:
         state, best, elapsed = loaded.state.to(device), loaded.best and loaded.best.to(device), loaded.elapsed_s
@@ -130,7 +139,7 @@ def _run(
     judging = Judge(config, train, validation, data.test.to(device), plan.torch_dtype)
     # only now, so that settings which do not work out leave no folder that refuses their correction
     write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
-    write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=1).encode())
+    _write_environment(folder)
     recorder = Recorder(
         config,
         folder,
@@ -141,6 +150,7 @@ def _run(
         say=progress.say,
         as_artefact=lambda images: as_distilled(config, images, train, data.name, digest),
         config_hash=digest,
+        data_hash=images_hash,
         elapsed_s=elapsed,
         state=state,
         best=best,
@@ -170,7 +180,7 @@ def _run(
         raise Stopped(stop.asked)
     if state.step < steps:
         return None
-    result = recorder.finish(state, arms := _arms(folder, digest))
+    result = recorder.finish(state, arms := _arms(folder, digest, images_hash))
     if judge:
         measured: list[dict[str, Any]] = []
         for arm in judging.arms(state.images, recorder.candidate(state), progress, arms):
@@ -181,33 +191,50 @@ def _run(
     return result
 
 
-def _table(folder: Path) -> dict[str, Any]:
-    """What ``results.json`` holds; nothing where there is none, or a damaged one."""
+def _table(folder: Path, digest: str) -> dict[str, Any]:
+    """What ``results.json`` holds of this run; nothing where there is none, a damaged one or another run's."""
     try:
         table = json.loads((folder / "results.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return table if isinstance(table, dict) else {}
+    whole = isinstance(table, dict) and isinstance(table.get("arms"), list) and table.get("config_hash") == digest
+    return table if whole else {}
 
 
-def _finished(folder: Path) -> Result | None:
-    """The result of a folder whose run has been judged."""
-    table = _table(folder)
-    if not table.get("judged", table.get("arms")):
+def _finished(folder: Path, digest: str, progress: Silent) -> Result | None:
+    """The result of a folder whose run has been judged and drawn."""
+    table = _table(folder, digest)
+    if not table.get("complete"):
         return None
     best = folder / BEST_FILE
-    return Result(
-        distilled=load_file(folder / LAST_FILE),
-        best=load_file(best) if best.exists() else None,
-        table=table,
-        folder=folder,
-    )
+    try:
+        return Result(
+            distilled=load_file(folder / LAST_FILE),
+            best=load_file(best) if best.exists() else None,
+            table=table,
+            folder=folder,
+        )
+    except ValueError as error:
+        progress.say(f"{folder.name} is finished but damaged, and is written again from its checkpoint: {error}")
+        return None
 
 
-def _arms(folder: Path, digest: str) -> list[dict[str, Any]]:
-    """The arms that an interrupted judgement of the same run has measured."""
-    table = _table(folder)
-    return list(table["arms"]) if table.get("config_hash") == digest else []
+def _arms(folder: Path, digest: str, images_hash: str) -> list[dict[str, Any]]:
+    """The arms that an interrupted judgement of the same run on the same images has measured."""
+    table = _table(folder, digest)
+    return list(table["arms"]) if table.get("data_hash") == images_hash else []
+
+
+def _write_environment(folder: Path) -> None:
+    """Writes ``environment.json`` at the first start; a later start on something else is added to a list beside it."""
+    described, path = describe_environment(), folder / "environment.json"
+    try:
+        first = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        write_whole(path, json.dumps(described, indent=1).encode())
+        return
+    if first != described:
+        append(folder / "environments.jsonl", f"{json.dumps(described)}\n".encode())
 
 
 def _device_of(plan: Plan, *, resumed: bool) -> torch.device:
@@ -224,17 +251,32 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
     """Refuses a run folder that holds another run."""
     path = folder / "config.yaml"
     if not path.exists():
+        # a run writes its configuration first, so before it there is at most that file's temporary
+        strange = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".config.yaml.")]
+        if strange and not (folder / "checkpoints").is_dir():
+            raise ValueError(
+                f"expected {folder} to hold this run or nothing, got {strange[0]} and no config.yaml: choose another "
+                "--name or --output"
+            )
         return
-    old, now = yaml.safe_load(path.read_text()), _decisive(config.as_dict())
-    before = _decisive(old) if isinstance(old, dict) else {}
-    missing = "nothing"
+    try:
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        old = None
+    if not isinstance(old, dict) or not old:
+        raise ValueError(
+            f"expected the configuration of a run in {path}, got something else: restore the file, choose another "
+            "--name, or remove the folder"
+        )
+    before, now, missing = _decisive(old), _decisive(config.as_dict()), "nothing"
     changed = [
-        f"{name} ({before.get(name, missing)} there, {now.get(name, missing)} here)"
+        f"{name} ({reprlib.repr(before.get(name, missing))} there, {reprlib.repr(now.get(name, missing))} here)"
         for name in {**before, **now}
         if before.get(name, missing) != now.get(name, missing)
     ]
     if changed:
+        shown = ", ".join(changed[:_SHOWN]) + (f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else "")
         raise ValueError(
-            f"expected {folder} to hold this run or nothing, got a run that differs in {', '.join(changed)}: choose "
-            "another --name, or remove the folder"
+            f"expected {folder} to hold this run or nothing, got a run that differs in {shown}: choose another "
+            "--name, or remove the folder"
         )

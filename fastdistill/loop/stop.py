@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -15,12 +15,15 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Stop:
     """A request to stop: at once, or where a step is under way after the step.
 
+    Args:
+        say: told that a request will be followed after the step.
+
     Attributes:
         asked: what asked, such as SIGTERM; empty until then.
     """
 
-    def __init__(self) -> None:
-        self.asked = ""
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self.asked, self._say = "", say
         self._deferred = False
 
     @contextmanager
@@ -51,6 +54,7 @@ class Stop:
         again, self.asked = bool(self.asked), name
         if again or not self._deferred:
             raise Stopped(name)
+        self._say(f"{name}: finishing the step and saving; again stops at once")
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.ask(signal.Signals(number).name)

@@ -15,7 +15,7 @@ from fastdistill.report.formats import MISSING, count, duration, megabytes
 from fastdistill.report.labels import run_labels
 from fastdistill.report.metrics import number
 from fastdistill.report.overlay import has_accuracy, overlay
-from fastdistill.report.render import render
+from fastdistill.report.render import refuse_folder, render
 
 Labelled = Sequence[tuple[str, RunFolder]]
 
@@ -58,8 +58,7 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     """
     if not folders:
         raise ValueError("expected the folders of runs, got none: give runs/NAME")
-    if output.is_dir():
-        raise ValueError(f"expected the name of a page, got the folder {output}: give {output}/report.html")
+    refuse_folder(output)
     found = [read_run(path) for path in {path.resolve(): path for path in folders}.values()]
     runs = list(zip(run_labels([(run.name, run.path) for run in found]), found, strict=True))
     courses = [(label, run.metrics) for label, run in runs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastdistill.report import facts
 from fastdistill.report.cells import Cell, Column, Table, figure, words
 from fastdistill.report.folder import RunFolder
 from fastdistill.report.formats import count, duration, with_spread
@@ -12,25 +13,26 @@ from fastdistill.report.metrics import number
 
 # names of evaluations.jsonl that have a column of their own, or too many values for one
 _KNOWN = ("architecture", "norm", "protocol", "epochs", "images", "seed", "mean", "std", "per_student", "seconds")
+_REMARK = "note"  # said once above, for all lines
 _RANDOM = ("random_real_mean", "random_real_std")
 
 
 def evaluations_table(runs: Sequence[tuple[str, RunFolder]]) -> Table | None:
     """One row per line of the runs' ``evaluations.jsonl``; None where there is no line.
 
-    Settings that only some lines name have columns too.
+    Settings that only some lines name have columns too; the source of the test images is one where it is not the run's.
 
     Args:
         runs: what they are called on the page, and what they hold.
     """
-    lines = [(label, line) for label, run in runs for line in run.evaluations]
+    lines = [(label, _without_own_source(run, line)) for label, run in runs for line in run.evaluations]
     if not lines:
         return None
     others = dict.fromkeys(
         key
         for _, line in lines
         for key, value in line.items()
-        if key not in (*_KNOWN, *_RANDOM) and isinstance(value, (str, int, float))
+        if key not in (*_KNOWN, *_RANDOM, _REMARK) and isinstance(value, (str, int, float))
     )
     columns = (
         *(Column(name=name, numeric=False) for name in ("run", "architecture", "norm", "protocol", "images")),
@@ -42,6 +44,11 @@ def evaluations_table(runs: Sequence[tuple[str, RunFolder]]) -> Table | None:
         columns=columns,
         rows=[(words(label), *_row(line, tuple(others))) for label, line in lines],
     )
+
+
+def _without_own_source(run: RunFolder, line: Mapping[str, Any]) -> Mapping[str, Any]:
+    own = facts.data_set(run)
+    return {key: value for key, value in line.items() if key != "source" or value != own}
 
 
 def _row(line: Mapping[str, Any], others: Sequence[str]) -> tuple[Cell, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import yaml
 from fastdistill.report.metrics import number, read_records, series
 
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+FAILED, MASKED = "failed: ", "masked "  # how the notes of a run log begin
+_SHOWN = 5  # of a remark's steps or notes; the rest is counted
 _STEP_PICTURE = re.compile(r"images-(\d{1,12})\.png")
 
 
@@ -60,15 +62,17 @@ class RunFolder:
 
     @property
     def remarks(self) -> list[str]:
-        """What is unfinished, failed, masked or damaged, as ``Word: sentence``; none for a run that is whole."""
+        """What is unfinished, failed, masked, damaged or to be known, as ``Word: sentence``; often nothing."""
+        known = [self.results.get("note"), *(line.get("note") for line in self.evaluations)]
+        notes = [f"Note: {note}" for note in dict.fromkeys(known) if note and isinstance(note, str)]
         damage = [f"Damaged and left out: {', '.join(self.damaged)}"] if self.damaged else []
-        masked = sum(int(value) for value in series(self.metrics, "outer/masked")[1].tolist() if value > 0)
-        lost = [f"Masked: {masked} students were not finite in the recorded steps"] if masked else []
-        return [*self._state(), *lost, *damage]
+        return [*self._state(), *self._masked(), *notes, *damage]
 
     def _state(self) -> list[str]:
         if self.results.get("judged", self.arms):
             return []
+        if failure := self._failure():
+            return [f"Failed: {failure}"]
         if self.results:
             return ["Not judged: repeat the command of the run to test its images"]
         steps = part(self.config, "method").get("steps", "?")
@@ -78,6 +82,33 @@ class RunFolder:
         if losses and number(losses[-1]) is None:
             return [f"Failed: its last loss is not a finite number, {where}"]
         return [f"Unfinished: {where}"]
+
+    def _failure(self) -> str:
+        """Why the run ended, where it has not gone on since."""
+        last = max((i for i, record in enumerate(self.metrics) if "outer/loss" in record), default=-1)
+        failures = [text for _, text in noted(self.metrics[last + 1 :]) if text.startswith(FAILED)]
+        return failures[-1].removeprefix(FAILED).rstrip(".") if failures else ""
+
+    def _masked(self) -> list[str]:
+        steps, counts = series(self.metrics, "outer/masked")
+        logged = [(f"{step:.0f}", int(count)) for step, count in zip(steps, counts, strict=True) if count > 0]
+        notes = [(step, text) for step, text in noted(self.metrics) if text.startswith(MASKED)]
+        said = [f"step {step}: {text.removeprefix(MASKED).rstrip('.')}" for step, text in notes]
+        if logged:
+            total, where = sum(count for _, count in logged), _few([step for step, _ in logged])
+            said.insert(0, f"{total} students were not finite in the recorded steps ({where})")
+        return [f"Masked: {_few(said, '; ')}"] if said else []
+
+
+def noted(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """What was noted in words, and at which step; what a resumed run noted again counts once."""
+    notes = ((record["step"], record.get("note")) for record in metrics)
+    return list(dict.fromkeys((step, note) for step, note in notes if isinstance(note, str)))
+
+
+def _few(texts: Sequence[str], between: str = ", ") -> str:
+    shown = [*texts[:_SHOWN], *([f"and {len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else [])]
+    return between.join(shown)
 
 
 def read_run(path: Path) -> RunFolder:
@@ -132,7 +163,7 @@ def read_run(path: Path) -> RunFolder:
             step, images = taken[-1][0], picture(taken[-1][1])
     return RunFolder(
         path=path,
-        config=read("config.yaml", _yaml),
+        config=read("config.yaml", plain_yaml),
         config_text=(path / "config.yaml").read_text(encoding="utf-8", errors="replace"),
         results=read("results.json", json.loads),
         environment=read("environment.json", json.loads),
@@ -145,7 +176,12 @@ def read_run(path: Path) -> RunFolder:
     )
 
 
-def _yaml(text: str) -> Any:
+def plain_yaml(text: str) -> Any:
+    """The content of a YAML file of plain values.
+
+    Raises:
+        ValueError, yaml.YAMLError, RecursionError: for anything else; the caller names the file.
+    """
     # a few lines of nested aliases stand for more values than any memory holds, and a run writes none
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
         raise ValueError("expected plain values, got an alias: write the value out")

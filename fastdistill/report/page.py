@@ -14,7 +14,7 @@ from fastdistill.report.evaluations import accuracy, evaluations_table
 from fastdistill.report.folder import RunFolder, flat, part, read_run
 from fastdistill.report.formats import MISSING, count, duration, megabytes
 from fastdistill.report.metrics import number
-from fastdistill.report.render import render
+from fastdistill.report.render import refuse_folder, render
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -31,10 +31,11 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
         The page's path.
 
     Raises:
-        ValueError: if the folder has no ``config.yaml``.
+        ValueError: if the folder has no ``config.yaml``, or ``output`` is a folder.
     """
-    run = read_run(folder)
     path = folder / "report.html" if output is None else output
+    refuse_folder(path)
+    run = read_run(folder)
     page = render(
         "run.html",
         title=run.name,

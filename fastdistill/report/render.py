@@ -33,6 +33,16 @@ def render(template: str, **values: object) -> bytes:
     return page.encode()
 
 
+def refuse_folder(output: Path) -> None:
+    """Refuses a folder in the place of a page.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    if output.is_dir():
+        raise ValueError(f"expected the name of a page, got the folder {output}: give {output / 'report.html'}")
+
+
 def script_hash() -> str:
     """The sorting script's hash, as a content security policy wants it."""
     script = (_HERE / "sort.html").read_text(encoding="utf-8").strip()

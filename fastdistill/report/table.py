@@ -8,6 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from fastdistill.progress import PatientConsole
 
 
 def show_results(results: Mapping[str, Any], folder: Path) -> None:
@@ -17,9 +20,9 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
         results: the content of ``results.json``.
         folder: the run folder.
     """
-    console = Console(width=None if Console().is_terminal else 110)
+    console = PatientConsole(width=None if Console().is_terminal else 110)
     table = Table(
-        title=f"{results['name']}: test accuracy, {results['architecture']}, protocol {results['protocol']}",
+        title=Text(f"{results['name']}: test accuracy, {results['architecture']}, protocol {results['protocol']}"),
         title_justify="left",
     )
     table.add_column("trained on")
@@ -35,9 +38,10 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
             f"{arm['seconds']:.1f} s" if arm["seconds"] else "the same images",
         )
     console.print(table)
+    step = "" if results["step_s"] is None else f" of {1000 * results['step_s']:.0f} ms"
     console.print(
-        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps of {1000 * results['step_s']:.0f} ms), "
+        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step}), "
         f"peak memory {results['peak_mb']:.0f} MB",
         highlight=False,
     )
-    console.print(f"everything is in {folder}/ — open report.html", highlight=False, soft_wrap=True)
+    console.print(f"everything is in {folder}/ — open report.html", highlight=False, soft_wrap=True, markup=False)

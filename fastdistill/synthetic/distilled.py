@@ -20,6 +20,7 @@ from fastdistill.synthetic.description import DAMAGE, described_fields, of_kind,
 from fastdistill.synthetic.schedule import Schedule
 
 FILE = "distilled.safetensors"
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # narrower ones lack most operations
 _HEADER = "fastdistill"  # the key of the JSON text in the file's metadata
 
 
@@ -42,7 +43,8 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
         schedule: the steps and rates that the images were learned with, where they train networks only by these.
 
     Raises:
-        ValueError: when shapes, labels, classes, normalisation and schedule do not belong together.
+        ValueError: when shapes, labels, classes, normalisation and schedule do not belong together, or an image is not
+            finite.
     """
 
     images: Tensor
@@ -64,8 +66,17 @@ class Distilled(Dataset[tuple[Tensor, Tensor]]):
                 f"expected images [R, N, D, H, W] with labels [N], got {tuple(self.images.shape)} and "
                 f"{tuple(self.labels.shape)}: give every image one label"
             )
-        if not self.images.is_floating_point():
-            raise ValueError(f"expected floating-point images, got {self.images.dtype}: normalise them first")
+        if self.images.dtype not in _FLOATS:
+            raise ValueError(
+                f"expected floating-point images of 16, 32 or 64 bits, got {self.images.dtype}: normalise and convert "
+                "them first"
+            )
+        broken = ~self.images.flatten(2).isfinite().all(dim=2)
+        if bool(broken.any()):
+            raise ValueError(
+                f"expected finite images, got NaN or infinity in {int(broken.sum())} of {broken.numel()}: take those "
+                "of a run that did not diverge"
+            )
         classes = len(self.class_names)
         if self.labels.dtype != torch.int64 or bool(((self.labels < 0) | (self.labels >= classes)).any()):
             whole = self.labels.dtype == torch.int64

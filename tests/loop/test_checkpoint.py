@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastdistill.derivatives.plan import Batching, Path
-from fastdistill.loop.checkpoint import load_checkpoint, save_checkpoint
+from fastdistill.loop.checkpoint import load_checkpoint, save_checkpoint, sweep_checkpoints
 from fastdistill.loop.outer import Best, State
 from fastdistill.loop.plan import Plan
 from fastdistill.students.ensemble import Students
@@ -38,7 +38,7 @@ def state(step, *, students=True):
 
 
 def save(folder, step, best=None, **options):
-    return save_checkpoint(folder, state(step, **options), best, PLAN, config_hash="h", elapsed_s=1.5)
+    return save_checkpoint(folder, state(step, **options), best, PLAN, config_hash="h", data_hash="d", elapsed_s=1.5)
 
 
 @pytest.mark.parametrize("students", [True, False])
@@ -46,7 +46,7 @@ def test_everything_comes_back(tmp_path, students):
     saved = state(7, students=students)
     best = Best(images=saved.images, accuracy=(0.25,), step=(7,))  # the same tensor as the last images
     save(tmp_path, 7, best, students=students)
-    found = load_checkpoint(tmp_path, "h")
+    found = load_checkpoint(tmp_path, "h", "d")
     assert found.plan == PLAN
     assert found.elapsed_s == 1.5
     assert (found.state.step, found.best.step, found.best.accuracy) == (7, (7,), (0.25,))
@@ -65,7 +65,7 @@ def test_the_two_newest_are_kept(tmp_path):
     for step in (2, 4, 10, 100):
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000100"]
-    assert load_checkpoint(tmp_path, "h").state.step == 100
+    assert load_checkpoint(tmp_path, "h", "d").state.step == 100
 
 
 FILES = ("state.safetensors", "manifest.json", "manifest.json.sha256")
@@ -85,19 +85,19 @@ def test_every_flipped_byte_and_every_truncation_is_found(tmp_path, caplog, name
         for number, data in enumerate(damaged):
             path.write_bytes(data)
             caplog.clear()
-            assert load_checkpoint(tmp_path, "h").state.step == 1, number
+            assert load_checkpoint(tmp_path, "h", "d").state.step == 1, number
             assert "step-000002 is damaged" in caplog.text, number
     path.unlink()
-    assert load_checkpoint(tmp_path, "h").state.step == 1
+    assert load_checkpoint(tmp_path, "h", "d").state.step == 1
     path.write_bytes(content)
-    assert load_checkpoint(tmp_path, "h").state.step == 2
+    assert load_checkpoint(tmp_path, "h", "d").state.step == 2
 
 
 def test_a_damaged_checkpoint_is_set_aside_when_its_step_comes_again(tmp_path):
     save(tmp_path, 1)
     (save(tmp_path, 2) / "manifest.json").write_text("{}")
     save(tmp_path, 2)
-    assert load_checkpoint(tmp_path, "h").state.step == 2
+    assert load_checkpoint(tmp_path, "h", "d").state.step == 2
     assert (tmp_path / "step-000002.damaged" / "manifest.json").read_text() == "{}"
 
 
@@ -107,16 +107,14 @@ def test_damaged_checkpoints_past_a_step_do_not_push_good_ones_out(tmp_path):
         (save(tmp_path, step) / "manifest.json").write_text("{}")
     save(tmp_path, 4)
     save(tmp_path, 6)
-    assert load_checkpoint(tmp_path, "h").state.step == 6
+    assert load_checkpoint(tmp_path, "h", "d").state.step == 6
     assert not (tmp_path / "step-000009").exists()
 
 
 def test_another_configuration_or_version_is_refused(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(
-        ValueError, match=r"expected a checkpoint of this configuration and version \(x\) in .*, got h:"
-    ):
-        load_checkpoint(tmp_path, "x")
+    with pytest.raises(ValueError, match=r"this version \(configuration x\) in .*, got configuration h:"):
+        load_checkpoint(tmp_path, "x", "d")
     described = json.dumps(
         {
             "schema": 99,
@@ -129,7 +127,30 @@ def test_another_configuration_or_version_is_refused(tmp_path):
         f"{hashlib.sha256(described).hexdigest()}  manifest.json\n"
     )
     with pytest.raises(ValueError, match="got schema 99"):
-        load_checkpoint(tmp_path, "h")
+        load_checkpoint(tmp_path, "h", "d")
+
+
+def test_other_real_images_are_refused(tmp_path):
+    save(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"\(data other\) in .*, got data d:"):
+        load_checkpoint(tmp_path, "h", "other")
+
+
+def test_when_none_is_left_it_is_said(tmp_path, caplog):
+    (save(tmp_path, 1) / "manifest.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        assert load_checkpoint(tmp_path, "h", "d") is None
+    assert "starting again from step 0" in caplog.text
+    caplog.clear()
+    assert load_checkpoint(tmp_path / "nothing", "h", "d") is None
+    assert not caplog.text
+
+
+def test_only_step_folders_half_written_are_swept(tmp_path):
+    for name in ("step-000003.tmp", "cache.tmp", "step-x.tmp"):
+        (tmp_path / name).mkdir()
+    sweep_checkpoints(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache.tmp", "step-x.tmp"]
 
 
 def test_the_sums_are_those_that_sha256sum_checks(tmp_path):
@@ -155,16 +176,16 @@ def test_steps_are_compared_as_numbers(tmp_path):
     save(tmp_path, 999_999)
     save(tmp_path, 1_000_000)
     save(tmp_path, 1_000_001)
-    assert load_checkpoint(tmp_path, "h").state.step == 1_000_001
+    assert load_checkpoint(tmp_path, "h", "d").state.step == 1_000_001
     assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_there_may_be_none(tmp_path):
-    assert load_checkpoint(tmp_path, "h") is None
+    assert load_checkpoint(tmp_path, "h", "d") is None
 
 
 def test_a_left_over_temporary_is_in_nobodys_way(tmp_path):
     (tmp_path / "step-000003.tmp").mkdir(parents=True)
-    assert load_checkpoint(tmp_path, "h") is None
+    assert load_checkpoint(tmp_path, "h", "d") is None
     save(tmp_path, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]

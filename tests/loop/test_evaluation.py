@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.loop import evaluation as evaluation_module
 from fastdistill.loop.evaluation import evaluate_run
+from fastdistill.loop.examination import Examination
 from fastdistill.loop.run import run
+from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file as load
 from fastdistill.synthetic.schedule import Schedule
 
@@ -26,6 +29,14 @@ def folder(request, tmp_path_factory):
     return run(config, judge=False).folder
 
 
+class Remembers(Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
 def test_a_run_is_judged_by_other_students(folder):
     evaluation, line = evaluate_run(
         folder, student={"architecture": "mlp"}, students=3, protocol="dc", epochs=5, device="cpu"
@@ -36,7 +47,8 @@ def test_a_run_is_judged_by_other_students(folder):
     assert written[-1]["images"] == "distilled.safetensors"
     assert written[-1]["per_student"] == list(evaluation.per_student)
     assert 0 <= written[-1]["random_real_mean"] <= 1
-    assert written[-1]["width"] == 4
+    assert written[-1]["source"] == "digits"
+    assert not {"depth", "width", "activation", "pooling"} & set(line)
     again, _ = evaluate_run(folder, student={"architecture": "mlp"}, students=3, protocol="dc", epochs=5, device="cpu")
     assert again.per_student == evaluation.per_student
 
@@ -44,7 +56,14 @@ def test_a_run_is_judged_by_other_students(folder):
 def test_the_runs_own_student_and_protocol_are_the_default(folder):
     evaluation, line = evaluate_run(folder, student={}, students=2, epochs=2, random_real=False, device="cpu")
     assert "random_real_mean" not in line
-    assert line["architecture"] == "convnet"
+    assert [line[name] for name in ("architecture", "depth", "width", "norm", "activation", "pooling")] == [
+        "convnet",
+        2,
+        4,
+        "instance",
+        "relu",
+        "avg",
+    ]
     assert evaluation.protocol == "default"
 
 
@@ -73,13 +92,16 @@ def test_any_architecture_and_protocol(architecture, protocol, tmp_path):
         device="cpu",
     )
     assert (line["architecture"], evaluation.protocol, len(evaluation.per_student)) == (architecture, protocol, 2)
+    assert line["source"] == f"npz:{tmp_path / 'moved.npz'}"
 
 
 def test_images_with_steps_of_their_own_are_replayed(folder, tmp_path):
     schedule = Schedule(rates=torch.full((2,), 0.01), images=torch.tensor([[0, 1], [2, 3]]))
     replace(load(folder), schedule=schedule).save(tmp_path / "distilled.safetensors")
     (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
-    evaluation, line = evaluate_run(tmp_path, student={}, students=2, device="cpu")
+    progress = Remembers()
+    evaluation, line = evaluate_run(tmp_path, student={}, students=2, device="cpu", progress=progress)
+    assert progress.said == [line["note"]] and "train networks only by replaying them" in line["note"]
     assert (evaluation.protocol, line["protocol"], line["steps"], line["epochs"]) == ("own", "own", 2, 0)
     _, line = evaluate_run(tmp_path, student={}, students=2, protocol="dc", epochs=2, device="cpu")
     assert (line["protocol"], line["steps"], line["epochs"]) == ("dc", 0, 2)
@@ -98,3 +120,34 @@ def test_what_does_not_exist_is_named(folder, tmp_path):
         evaluate_run(folder, student={}, students=0)
     with pytest.raises(ValueError, match="expected a protocol among"):
         evaluate_run(folder, student={}, protocol="mtt", device="cpu")
+
+
+def alone(folder, place):
+    """The run's images and configuration in another folder."""
+    place.mkdir()
+    for name in ("config.yaml", "distilled.safetensors"):
+        (place / name).write_bytes((folder / name).read_bytes())
+    return place
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_any_training(folder, tmp_path, monkeypatch):
+    place = alone(folder, tmp_path / "run")
+    (place / "evaluations.jsonl").mkdir()
+    monkeypatch.setattr(Examination, "judge", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(OSError, match=r"evaluations\.jsonl"):
+        evaluate_run(place, student={}, students=1, epochs=1, device="cpu")
+
+
+def test_a_disk_that_fills_meanwhile_costs_no_evaluation(folder, tmp_path, monkeypatch):
+    def full(path, content):
+        if content:
+            raise OSError(28, "No space left on device", str(path))
+
+    place, progress = alone(folder, tmp_path / "run"), Remembers()
+    monkeypatch.setattr(evaluation_module, "append", full)
+    evaluation, line = evaluate_run(
+        place, student={}, students=1, epochs=1, random_real=False, device="cpu", progress=progress
+    )
+    assert line["per_student"] == evaluation.per_student
+    (said,) = progress.said
+    assert said.startswith("the evaluation is not kept: expected to write ") and "No space left on device" in said

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from fastdistill.config import DataConfig, RunConfig, StudentConfig, matching_recipe
 from fastdistill.loop.examination import examination, images_file, protocol_for
 from fastdistill.loop.run import run
+from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 from fastdistill.synthetic.schedule import Schedule
 
@@ -20,6 +22,12 @@ def folder(tmp_path_factory):
     images = torch.randint(0, 256, (30, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
     for name, pixels in {"own": images, "other": images[:, :7], "floats": images / 255}.items():
         np.savez(output / f"{name}.npz", images=pixels, labels=np.arange(30) % 3)
+    np.savez(output / "two.npz", images=images, labels=np.arange(30) % 2)
+    for kind, names in {"named": ("a", "b", "c"), "renamed": ("a", "b", "d")}.items():
+        for label, name in enumerate(names):
+            (output / kind / name).mkdir(parents=True)
+            for index, picture in enumerate(images[label::3]):
+                Image.fromarray(picture).save(output / kind / name / f"{index}.png")
     config = RunConfig(
         name="run",
         output=str(output),
@@ -69,7 +77,20 @@ def test_random_real_images_are_judged_in_the_same_way(folder):
     found = quick.random_real(distilled)
     assert (len(found.per_student), found.images, found.epochs) == (3, len(distilled), 2)
     assert len(test.train) + len(test.test) <= 1797
-    assert quick.random_real(replace(distilled, labels=torch.zeros_like(distilled.labels))) is None
+
+
+def test_why_there_are_no_random_real_images_is_said(folder):
+    distilled, said = load_file(folder), []
+    progress = type("Remembers", (Silent,), {"say": lambda self, text: said.append(text)})()
+    test = examination(folder, distilled, student={}, students=1, device="cpu")
+    unequal = replace(distilled, labels=torch.zeros_like(distilled.labels))
+    assert test.random_real(unequal, progress=progress) is None
+    many = replace(distilled, images=distilled.images.repeat(1, 9, 1, 1, 1), labels=distilled.labels.repeat(9))
+    assert test.random_real(many, progress=progress) is None
+    assert said == [
+        "no random real images are judged beside: the distilled ones are 0 to 3 of a class, not equally many",
+        "no random real images are judged beside: class '0' has 8 training images, fewer than 9",
+    ]
 
 
 @pytest.mark.parametrize("name", ["other", "floats"])
@@ -83,6 +104,22 @@ def test_other_test_images_are_refused(folder, name):
             device="cpu",
             source=f"npz:{folder.parent / name}.npz",
         )
+
+
+def test_test_images_of_other_classes_are_refused(folder):
+    def examined(kind, source, **changes):
+        distilled = replace(load_file(folder), **changes)
+        place = f"{kind}:{folder.parent / source}"
+        return examination(folder, distilled, student={}, students=1, device="cpu", source=place)
+
+    with pytest.raises(ValueError, match=r"the 3 classes of the distilled ones, got 2 classes in npz:.*two\.npz: n"):
+        examined("npz", "two.npz")
+    names = ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"got class 2 named 'd' in folder:.*renamed in place of 'c': name"):
+        examined("folder", "renamed", class_names=names)
+    assert examined("folder", "named", class_names=names).source == f"folder:{folder.parent / 'named'}"
+    assert examined("npz", "own.npz", class_names=names).test.class_names == names  # numbers are no names
+    assert examined("folder", "named").test.class_names == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("content", ["", "student: 3", "{", "student: {colour: red}", "\x00"])

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fastdistill.data.sources import load_source
 from fastdistill.derivatives.layout import Layout
 from fastdistill.failures import RunFailed
 from fastdistill.loop.checkpoint import load_checkpoint
+from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.guard import Guard
 from fastdistill.loop.outer import State, Step
 from fastdistill.loop.run import config_hash, run
@@ -61,6 +63,11 @@ def poison(monkeypatch):
     return put
 
 
+def saved(config):
+    folder = Path(config.output) / config.name / "checkpoints"
+    return load_checkpoint(folder, config_hash(config.as_dict()), data_hash(load_source("digits")))
+
+
 def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -81,10 +88,11 @@ def test_more_than_the_set_share_stops_before_the_update(config, tmp_path, poiso
     with pytest.raises(RunFailed, match=r"got 2 of 4 students non-finite at step 5 \(student 0: weights classifier.bi"):
         run(config, load_source("digits"))
     folder = tmp_path / "run"
-    kept = load_checkpoint(folder / "checkpoints", config_hash(config.as_dict()))
+    kept = saved(config)
     assert kept.state.step == 4
     assert kept.state.images.isfinite().all()
     assert not (folder / "distilled.safetensors").exists()
+    assert metrics(folder)[-1]["note"].startswith("failed: expected finite losses")
     # the same run goes on from there when more students may be masked
     result = run(replace(config, max_masked_share=0.5), load_source("digits"), judge=False)
     assert result.distilled.images.isfinite().all()
@@ -98,10 +106,7 @@ def test_a_masked_student_moves_nothing(config, tmp_path, poison):
     poison(0, [3], "body.0.convolution.weight")
     run(replace(alone, name="four", students=4), load_source("digits"), judge=False)
     states = [
-        load_checkpoint(
-            tmp_path / name / "checkpoints", config_hash(replace(alone, name=name, students=students).as_dict())
-        ).state
-        for name, students in (("alone", 3), ("four", 4))
+        saved(replace(alone, name=name, students=students)).state for name, students in (("alone", 3), ("four", 4))
     ]
     difference = (states[0].images - states[1].images).norm() / states[0].velocity.norm()
     assert difference < 5e-6  # float32: the sum of four, one of them zero, is rounded in another order
@@ -141,11 +146,27 @@ def test_a_student_is_named_when_it_becomes_non_finite_and_not_at_every_step():
     assert said[1][1] == "masked 1 non-finite of 6 students (student 2: layer 2.2)"
 
 
+def test_every_run_fares_as_it_would_alone(config, tmp_path, poison):
+    """One of two runs' only student is a run without any: the share is of a run's students."""
+    poison(5, [1], "classifier.bias")
+    with pytest.raises(RunFailed, match="got 1 of 2 students non-finite at step 5"):
+        run(replace(config, students=1, runs=2, max_masked_share=0.9), load_source("digits"))
+    assert saved(replace(config, students=1, runs=2)).state.step == 4
+
+
+def test_images_that_would_be_infinite_are_not_kept(config, tmp_path):
+    huge = replace(config, method=replace(config.method, image_learning_rate=3e38), checkpoint_every=1)
+    with pytest.raises(RunFailed, match="images that the update would make infinite"):
+        run(huge, load_source("digits"))
+    kept = saved(huge)
+    assert kept is None or kept.state.images.isfinite().all()
+
+
 def test_many_are_counted():
     with pytest.raises(RunFailed, match=r"student 2: layer 7\.2; and 3 more"):
         Guard(Quiet(), print).watch(at(7), found([False] * 6, sound=False))
 
 
 def test_an_infinite_image_gradient_of_finite_students_stops_too():
-    with pytest.raises(RunFailed, match="a gradient of the images that is not finite"):
+    with pytest.raises(RunFailed, match="images that the update would make infinite"):
         Guard(Quiet(), print).watch(at(7), found([True] * 6, sound=False))

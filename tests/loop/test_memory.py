@@ -18,7 +18,7 @@ from fastdistill.loop.plan import make_plan
 from fastdistill.loop.sizes import Sizes
 
 GIGABYTE = 1_000_000_000
-PARTS = {"process": 1, "data": 1, "state": 1, "step": 6, "training": 2, "selection": 3, "evaluation": 4}
+PARTS = {"process": 1, "data": 1, "state": 1, "step": 6, "saving": 1, "training": 2, "selection": 3, "evaluation": 4}
 
 
 def predicted(**changes):
@@ -55,6 +55,7 @@ def test_the_peak_is_that_of_the_largest_phase():
     assert predicted(reached=10).needed == 9 * GIGABYTE
     assert predicted().largest == "step"
     assert predicted(selection=9).largest == "selection"
+    assert predicted(saving=9).distilling == 12 * GIGABYTE
 
 
 @pytest.mark.parametrize(

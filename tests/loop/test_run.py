@@ -165,6 +165,50 @@ def test_a_finished_run_repeats_to_the_same_result(tmp_path, digits):
     assert json.loads(json.dumps(first.table)) == again.table
 
 
+def test_a_finished_run_with_damaged_images_is_written_again(tmp_path, digits):
+    first = run(config(tmp_path), digits)
+    path = tmp_path / "run" / "distilled.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    told = Told()
+    again = run(config(tmp_path), digits, progress=told)
+    assert any("is finished but damaged" in text for text in told.said)
+    assert (first.distilled.images == again.distilled.images).all()
+    assert (load(path).images == first.distilled.images).all()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"arms": 3}', "[" * 5000])
+def test_damaged_results_are_measured_again(tmp_path, digits, content):
+    first = run(config(tmp_path), digits)
+    (tmp_path / "run" / "results.json").write_text(content)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    again = run(config(tmp_path), digits)
+    assert again.table["step_s"] is None
+    assert [arm["per_student"] for arm in again.table["arms"]] == [arm["per_student"] for arm in first.table["arms"]]
+
+
+def test_another_configuration_of_a_finished_folder_without_its_file_is_refused(tmp_path, digits):
+    run(config(tmp_path), digits)
+    (tmp_path / "run" / "config.yaml").unlink()
+    with pytest.raises(ValueError, match="expected a checkpoint of this configuration"):
+        run(config(tmp_path, seed=7), digits)
+
+
+def test_small_classes_are_said(tmp_path, digits):
+    told = Told()
+    settings = config(tmp_path, steps=1)
+    run(replace(settings, method=replace(settings.method, real_batch=500)), digits, progress=told, judge=False)
+    assert any(text.startswith("real batches have 1") and "not 500" in text for text in told.said)
+
+
+def test_another_machine_is_kept_beside_the_first(tmp_path, digits, monkeypatch):
+    run(config(tmp_path), digits, stop_after=1)
+    first = (tmp_path / "run" / "environment.json").read_text()
+    monkeypatch.setattr("fastdistill.loop.run.describe_environment", lambda: {"cpu": "another"})
+    run(config(tmp_path), digits, stop_after=2)
+    assert (tmp_path / "run" / "environment.json").read_text() == first
+    assert json.loads((tmp_path / "run" / "environments.jsonl").read_text()) == {"cpu": "another"}
+
+
 def test_a_run_stopped_before_its_judgement_is_judged_when_repeated(tmp_path, digits):
     run(config(tmp_path), digits, judge=False)
     again = run(config(tmp_path), digits)

@@ -61,3 +61,21 @@ def test_settings_of_some_lines_have_columns_too() -> None:
 def test_a_line_without_values_is_a_row_without_values() -> None:
     (row,) = shown({"mean": "x", "per_student": 3})
     assert row["accuracy (%)"] == row["students"] == row["epochs"] == "not measured"
+
+
+def test_the_source_of_the_test_images_is_shown_where_it_is_not_the_runs() -> None:
+    own, moved = LINE | {"source": "mnist"}, LINE | {"source": "npz:moved.npz"}
+
+    def sources(*lines: dict[str, Any]) -> list[str]:
+        run = RunFolder(path=Path("a"), config={"data": {"source": "mnist"}}, evaluations=list(lines))
+        table = evaluations_table([("a", run)])
+        assert table is not None
+        names = [column.name for column in table.columns]
+        return [row[names.index("source")].text for row in table.rows] if "source" in names else []
+
+    assert sources(own, LINE) == []
+    assert sources(own, moved) == ["", "npz:moved.npz"]
+
+
+def test_notes_have_no_column() -> None:
+    assert "note" not in shown(LINE | {"note": "these images have their own steps"})[0]

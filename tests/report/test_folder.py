@@ -84,8 +84,54 @@ def test_a_run_whose_loss_was_lost_has_failed(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_run(folder).remarks == [
         "Failed: its last loss is not a finite number, step 2 of 1000 is the last one recorded",
-        "Masked: 3 students were not finite in the recorded steps",
+        "Masked: 3 students were not finite in the recorded steps (2)",
     ]
+
+
+def logged(folder: Path, *lines: dict[str, object], judged: bool = False) -> list[str]:
+    """The remarks of a run whose log has these lines."""
+    if not judged:
+        (folder / "results.json").unlink(missing_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"time_s": 1.0} | line) + "\n" for line in lines))
+    return read_run(folder).remarks
+
+
+def test_masked_students_are_told_from_logged_lines_and_from_notes(tmp_path: Path) -> None:
+    note: dict[str, object] = {"step": 11, "note": "masked 1 non-finite of 4 students (student 2: conv)"}
+    folder = run_folder(tmp_path)
+    loss: dict[str, object] = {"step": 20, "outer/loss": 1.0, "outer/masked": 0}
+    told = "step 11: 1 non-finite of 4 students (student 2: conv)"
+    assert logged(folder, note, loss, judged=True) == [f"Masked: {told}"]
+    lost = loss | {"step": 30, "outer/masked": 2}
+    # a run that was killed has noted the same again
+    assert logged(folder, note, loss, lost, note | {"time_s": 2.0}, lost, judged=True) == [
+        f"Masked: 2 students were not finite in the recorded steps (30); {told}"
+    ]
+    many = [note | {"step": step} for step in range(7)]
+    assert logged(folder, *many, judged=True)[0].endswith("(student 2: conv); and 2 more")
+
+
+def test_a_run_that_noted_its_failure_has_failed(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    loss: dict[str, object] = {"step": 10, "outer/loss": 1.0}
+    note: dict[str, object] = {"step": 13, "note": "failed: expected finite losses, got 4 of 4: lower a rate."}
+    assert logged(folder, loss, note) == ["Failed: expected finite losses, got 4 of 4: lower a rate"]
+    assert logged(folder, loss, note, note) == ["Failed: expected finite losses, got 4 of 4: lower a rate"]
+    # it has gone on since, with other settings
+    assert logged(folder, loss, note, loss | {"step": 20}) == [
+        "Unfinished: step 20 of 1000 is the last one recorded",
+    ]
+    assert logged(folder, {"step": 1, "note": 3}) == ["Unfinished: step 1 of 1000 is the last one recorded"]
+    assert logged(run_folder(tmp_path), loss, note, judged=True) == []
+
+
+def test_what_has_to_be_known_of_the_images_is_said_once(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path, results={"note": "these images have their own steps"})
+    (folder / "evaluations.jsonl").write_text(
+        '{"note": "these images have their own steps"}\n{"note": ""}\n{"note": 3}\n'
+    )
+    assert read_run(folder).remarks == ["Note: these images have their own steps"]
+    assert "Note: these images have their own steps." in write_report(folder).read_text(encoding="utf-8")
 
 
 def test_a_run_without_judgement_says_so(tmp_path: Path) -> None:

@@ -173,3 +173,13 @@ def test_the_page_may_be_written_elsewhere(tmp_path: Path) -> None:
     assert write_report(folder, tmp_path / "pages" / "one.html") == tmp_path / "pages" / "one.html"
     assert [path.name for path in (tmp_path / "pages").iterdir()] == ["one.html"]
     assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("output", ["folder", None])
+def test_a_folder_is_no_page(tmp_path: Path, output: str | None) -> None:
+    run = run_folder(tmp_path / "run", full=False)
+    place = run / "report.html" if output is None else tmp_path / output
+    place.mkdir()
+    with pytest.raises(ValueError, match=r"^expected the name of a page, got the folder .*: give .*/report\.html$"):
+        write_report(run, None if output is None else place)
+    assert list(place.iterdir()) == []

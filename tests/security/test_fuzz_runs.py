@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,19 +58,43 @@ def test_exports(tmp_path: Path, distilled: Distilled, form: Any) -> None:
     load(folder)
 
 
+@pytest.mark.parametrize("names", [("images.pt", "labels.pt"), ("res_x.pt",)], ids=["pair", "results"])
+def test_files_of_other_programs(tmp_path: Path, distilled: Distilled, names: tuple[str, ...]) -> None:
+    images, labels = distilled.images[0].clone(), distilled.labels.clone()
+    contents = {
+        "images.pt": images,
+        "labels.pt": labels,
+        "res_x.pt": {"data": [[images, labels], [images + 1, labels]], "accs_all_exps": {"ConvNet": [0.5]}},
+    }
+    for name in names:
+        torch.save(contents[name], tmp_path / name)
+
+    def read(_: Path) -> None:
+        found = load(tmp_path, dataset="mnist")
+        assert found.images.isfinite().all() and len(found) == 4
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for path in [tmp_path / name for name in names]:
+            content = path.read_bytes()
+            fuzz(read, [content], path, count=COUNT // len(names), refused=0.1)
+            path.write_bytes(content)
+    assert [str(warning.message) for warning in warned] == []
+
+
 def test_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = torch.ones(1, 2, 1, 1, 2, 2)
     plan = make_plan(RunConfig(device="cpu"), (1, 8, 8), 2)
     for step in (1, 2):
         state = State(step=step, images=images, velocity=images)
-        path = save_checkpoint(tmp_path, state, None, plan, config_hash="h", elapsed_s=0.0)
+        path = save_checkpoint(tmp_path, state, None, plan, config_hash="h", data_hash="d", elapsed_s=0.0)
     caplog.set_level(logging.CRITICAL)
     for file in sorted(path.iterdir()):
         content = file.read_bytes()
         for number in range(-(-COUNT // 3)):
             data = mutated([content], number)
             file.write_bytes(data)
-            found = load_checkpoint(tmp_path, "h")
+            found = load_checkpoint(tmp_path, "h", "d")
             assert found is not None
             assert found.state.step == (2 if data == content else 1), f"mutation {number} of {file.name}"
         file.write_bytes(content)

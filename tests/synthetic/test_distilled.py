@@ -111,7 +111,10 @@ def test_other_files_are_refused(tmp_path):
         ({"labels": torch.zeros(6, dtype=torch.int32)}, r"got torch\.int32"),
         ({"labels": torch.zeros(6)}, r"got torch\.float32"),
         ({"images": torch.zeros(1, 6, 3, 4, 4)}, r"normalisation's 2 channels .*, got \(3, 4, 4\)"),
-        ({"images": torch.zeros(1, 6, 2, 4, 4, dtype=torch.int32)}, "floating-point images"),
+        ({"images": torch.zeros(1, 6, 2, 4, 4, dtype=torch.int32)}, r"floating-point images .*got torch\.int32"),
+        ({"images": torch.zeros(1, 6, 2, 4, 4).to(torch.float8_e4m3fn)}, r"16, 32 or 64 bits, got torch\.float8"),
+        ({"images": torch.zeros(1, 6, 2, 4, 4).index_fill(1, torch.tensor([1, 4]), torch.nan)}, "finite .* in 2 of 6"),
+        ({"images": torch.full((2, 6, 2, 4, 4), -torch.inf)}, "got NaN or infinity in 12 of 12"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(changes, message):
@@ -119,6 +122,18 @@ def test_what_does_not_fit_together_is_refused(changes, message):
     fields = {name: getattr(distilled, name) for name in ("images", "labels", "class_names", "normalization")}
     with pytest.raises(ValueError, match=message):
         Distilled(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    "images", [torch.full((1, 6, 2, 4, 4), torch.nan), torch.zeros(1, 6, 2, 4, 4).to(torch.float8_e5m2)]
+)
+def test_images_that_are_no_numbers_are_not_loaded(tmp_path, images):
+    make().save(tmp_path / "whole")
+    with safe_open(tmp_path / "whole", framework="pt") as opened:
+        metadata, labels = opened.metadata(), opened.get_tensor("labels")
+    save_file({"images": images, "labels": labels}, tmp_path / "odd", metadata)
+    with pytest.raises(ValueError, match=r"damaged or of another kind \(expected (finite|floating-point) images"):
+        load(tmp_path / "odd")
 
 
 def test_a_whitening_of_another_size_is_refused():

@@ -38,14 +38,16 @@ def refuse_existing(target: Path) -> None:
 def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside the target that becomes it at the end, or vanishes on an error.
 
+    Its name holds the process id, so that two exports to one target do not meet; the first to end wins.
+
     Raises:
-        ValueError: when the target exists.
+        ValueError: when the target exists, at the beginning or at the end.
         OSError: when something cannot be written; the target is absent then.
     """
     refuse_existing(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of an export that was killed
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a killed export that had this id
     temporary.mkdir()
     try:
         yield temporary
@@ -53,7 +55,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
             for name in files:
                 sync(Path(folder) / name)
             sync(Path(folder))
-        temporary.rename(target)
+        refuse_existing(target)  # renaming would take the place of an empty folder
+        try:
+            temporary.rename(target)
+        except OSError:
+            refuse_existing(target)
+            raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

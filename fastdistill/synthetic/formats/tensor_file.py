@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def read_tensors(path: Path) -> Any:
             raise ValueError("it is compressed")
         if sum(entry.file_size for entry in entries) > size:
             raise ValueError("its parts are larger than itself")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of old kinds of tensors, which damage can name
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling damaged files raises any type, with pages of advice
         found = str(error) if isinstance(error, ValueError) and "\n" not in str(error) else type(error).__name__
         raise ValueError(

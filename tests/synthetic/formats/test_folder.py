@@ -38,11 +38,37 @@ def test_what_exists_is_never_written_over(tmp_path):
 
 
 def test_the_leftover_of_a_killed_export_does_not_matter(tmp_path):
-    (tmp_path / ".out.tmp").mkdir()
-    (tmp_path / ".out.tmp" / "old").write_text("1")
+    own, others = (tmp_path / f".out.{process}.tmp" for process in (os.getpid(), 1))
+    for place in (own, others):
+        place.mkdir()
+        (place / "old").write_text("1")
     with whole_folder(tmp_path / "out") as temporary:
         (temporary / "new").write_text("2")
     assert os.listdir(tmp_path / "out") == ["new"]
+    assert sorted(os.listdir(tmp_path)) == [".out.1.tmp", "out"]
+
+
+def test_two_exports_to_one_target_do_not_meet(tmp_path, monkeypatch):
+    with (
+        pytest.raises(ValueError, match="got something there: remove it or name another"),
+        whole_folder(tmp_path / "out") as late,
+    ):
+        (late / "x").write_text("late")
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        with whole_folder(tmp_path / "out") as early:
+            (early / "x").write_text("early")
+    assert (tmp_path / "out" / "x").read_text() == "early"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("kind", ["file", "empty"])
+def test_a_target_that_appears_meanwhile_is_kept(tmp_path, kind):
+    target = tmp_path / "out"
+    with pytest.raises(ValueError, match="got something there"), whole_folder(target) as temporary:
+        (temporary / "x").write_text("1")
+        target.write_text("theirs") if kind == "file" else target.mkdir()
+    assert target.read_text() == "theirs" if kind == "file" else os.listdir(target) == []
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_every_failing_write_leaves_nothing(build, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
+import contextlib
 import io
+import warnings
 import zipfile
 
 import pytest
@@ -98,3 +100,14 @@ def test_a_tensor_that_claims_more_than_it_has_is_not_believed(tmp_path):
     assert (tmp_path / "a.pt").stat().st_size < 3000
     with pytest.raises(ValueError, match="expected images to hold its 1000000000000 values"):
         plain_tensor(read_tensors(tmp_path / "a.pt"), "images")
+
+
+def test_damage_that_makes_torch_warn_is_only_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "x.pt")
+    content = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(content.replace(b"\x80\x02c", b"\x80\x00c", 1))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        with contextlib.suppress(ValueError):
+            read_tensors(tmp_path / "x.pt")
+    assert [str(warning.message) for warning in warned] == []
