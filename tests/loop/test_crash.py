@@ -26,11 +26,13 @@ import fastdistill.loop.run
 from fastdistill.cli import main
 from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
 from fastdistill.data.sources import load_source
+from fastdistill.failures import Stopped
 from fastdistill.files import held
 from fastdistill.loop.checkpoint import load_checkpoint
 from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.memory import Forecast
 from fastdistill.loop.run import config_hash, run
+from fastdistill.loop.stop import Stop
 from fastdistill.progress import Silent
 from fastdistill.students.training import Training
 
@@ -161,6 +163,23 @@ def test_a_signal_finishes_the_step_saves_and_exits_75(tmp_path, number):
     saved = newest(config)
     assert f"saved step {saved.state.step} of 4000" in said
     assert 0 < saved.state.step < 4000
+
+
+@pytest.mark.parametrize("phase", ["loading", "judging"])
+def test_a_signal_outside_the_steps_stops_at_once_and_loses_nothing(tmp_path, monkeypatch, phase):
+    config, stop = tiny(tmp_path, steps=3), Stop()
+
+    def interrupt(*_arguments, **_options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        pytest.fail("the signal was lost")
+
+    where = {"loading": "fastdistill.loop.run.load_source", "judging": "fastdistill.evaluation.arms.evaluate_images"}
+    with monkeypatch.context() as patch, stop.on_signals(), pytest.raises(Stopped, match="SIGTERM"):
+        patch.setattr(where[phase], interrupt)
+        run(replace(config, evaluation=EvaluationConfig(students=1)), stop=stop)
+    assert step_of(replace(config, evaluation=EvaluationConfig(students=1))) == (3 if phase == "judging" else 0)
+    assert not temporaries(tmp_path)
 
 
 @contextmanager

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from fastdistill.config import MatchingConfig
-from fastdistill.loop.outer import Best, State, outer_step, outer_steps
+from fastdistill.loop.guard import _WINDOW, Guard
+from fastdistill.loop.outer import Best, State, Step, outer_step, outer_steps
 from fastdistill.methods.image_gradient import ImageGradient
 from fastdistill.students.ensemble import Students
 
@@ -126,3 +127,14 @@ def test_a_step_never_waits_for_the_device():
     state, step = step_with([True, True, True, False], device="meta")
     assert state.images.is_meta
     assert step.sound.is_meta
+
+
+def test_the_guard_waits_for_the_device_only_when_it_looks():
+    images = torch.zeros(1, 1, 1, 1, 1, 1, device="meta")
+    before = State(step=0, images=images, velocity=images)
+    guard = Guard(None, print)
+    flag = torch.ones(2, dtype=torch.bool, device="meta")
+    for _ in range(_WINDOW - 1):
+        guard.watch(before, Step(values={}, finite=flag, sound=flag[0]))
+    with pytest.raises(NotImplementedError):  # values of the meta device
+        guard.look()

@@ -287,6 +287,34 @@ def test_a_poisoned_student_is_masked_and_leaves_the_others_their_bits(batching,
     assert method.locate(synthetic, drawn, 0, 2) == ""
 
 
+@pytest.mark.parametrize("augmentation", ["none", "color_crop_cutout_flip_scale_rotate"])
+def test_a_gradient_never_waits_for_the_device(augmentation):
+    """On the meta device any look at a value raises; so the whole gradient, masks included, is queued without one."""
+    meta = torch.device("meta")
+    ensemble = Ensemble(StudentConfig(width=4, depth=2), SHAPE, CLASSES, seed=5, dtype=torch.float64)
+    labels = torch.arange(CLASSES, device=meta)
+
+    def sample(purpose, step, indices, count):
+        real = torch.empty(len(indices), CLASSES, count, *SHAPE, dtype=torch.float64, device=meta)
+        return Batch(images=real, labels=labels[None, :, None].expand(len(indices), -1, count))
+
+    primitive = Functional(ensemble.module, BATCHINGS["vmap"])
+    method = GradientMatching(
+        MatchingConfig(augmentation=augmentation),
+        ensemble,
+        Primitives(real=primitive, synthetic=primitive, training=primitive),
+        sample,
+        labels[:, None],
+        runs=1,
+        students=3,
+        chunk=2,
+        seed=5,
+    )
+    found = method.gradient(torch.empty(1, CLASSES, 1, *SHAPE, dtype=torch.float64, device=meta), method.fresh(0), 0)
+    assert found.gradient.is_meta
+    assert found.finite.shape == (3,)
+
+
 def test_a_run_without_any_finite_student_does_not_move(device):
     method, _, _ = make(MatchingConfig(), students=2, runs=2, device=device)
     drawn = method.fresh(0)

@@ -18,6 +18,7 @@ from fastdistill.loop.checkpoint import load_checkpoint, save_checkpoint
 from fastdistill.loop.metrics import MetricsLog
 from fastdistill.loop.outer import State
 from fastdistill.loop.plan import make_plan
+from fastdistill.loop.run import _arms, _refuse_another, _table, config_hash
 from fastdistill.options import check_file
 from fastdistill.report.folder import read_run
 from fastdistill.report.metrics import read_metrics
@@ -104,6 +105,23 @@ def test_configurations(tmp_path: Path) -> None:
     values = RunConfig().as_dict()
     seeds = [yaml.safe_dump({name: values[name]}).encode() for name in ("method", "student", "students")]
     fuzz(check_file, [*seeds, b"data: {source: mnist}\nmethod:\n  tensors: [a, b]\n"], tmp_path / "own.yaml")
+
+
+def test_what_a_start_reads_of_its_folder(tmp_path: Path) -> None:
+    config = RunConfig(name="run", output=str(tmp_path))
+    folder = tmp_path / "run"
+    folder.mkdir()
+    digest = config_hash(config.as_dict())
+    written = yaml.safe_dump(config.as_dict()).encode()
+    # most damage makes another configuration of it, which is refused as such
+    fuzz(lambda _: _refuse_another(folder, config), [written], folder / "config.yaml", count=COUNT // 4)
+    table = {"arms": [], "config_hash": digest, "data_hash": "d", "complete": True}
+
+    def read(_: Path) -> None:
+        assert isinstance(_table(folder, digest), dict)
+        assert isinstance(_arms(folder, digest, "d"), list)
+
+    fuzz(read, [json.dumps(table).encode()], folder / "results.json", refused=0)
 
 
 def test_metrics(tmp_path: Path) -> None:
