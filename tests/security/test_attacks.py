@@ -53,7 +53,7 @@ def assert_refused(read: Callable[[], object], message: str) -> None:
 
 def test_the_measure_sees_memory(tmp_path: Path) -> None:
     def hungry() -> None:
-        np.ones(150_000_000, np.uint8)
+        np.ones(400_000_000, np.uint8)  # far above what a system reclaims meanwhile
         raise ValueError("expected")
 
     with pytest.raises(AssertionError):
