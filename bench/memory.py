@@ -27,9 +27,11 @@ from torch import Tensor
 import fastdistill.evaluation.arms
 import fastdistill.evaluation.evaluate
 from fastdistill.config import (
+    METHODS,
     DataConfig,
     EvaluationConfig,
     MatchingConfig,
+    MethodConfig,
     RunConfig,
     StudentConfig,
     preset_path,
@@ -63,9 +65,17 @@ CPU = torch.device("cpu")
 def preset_config(name: str) -> RunConfig:
     """A preset on the CPU."""
     values = yaml.safe_load(preset_path(name).read_text())
-    nested = {"data": DataConfig, "student": StudentConfig, "method": MatchingConfig, "evaluation": EvaluationConfig}
+    method = METHODS[values.get("method", {}).get("kind", "matching")]
+    nested = {"data": DataConfig, "student": StudentConfig, "method": method, "evaluation": EvaluationConfig}
     parts: dict[str, Any] = {key: make(**values.get(key, {})) for key, make in nested.items()}
     return RunConfig(**{**values, **parts, "device": "cpu"})
+
+
+def shortened_method(method: MethodConfig, steps: int) -> MethodConfig:
+    """The same method with few steps."""
+    if isinstance(method, MatchingConfig):
+        return replace(method, steps=steps, inner_loop=min(method.inner_loop, 1))
+    return replace(method, steps=steps)
 
 
 def shortened(config: RunConfig, output: str) -> RunConfig:
@@ -75,7 +85,7 @@ def shortened(config: RunConfig, output: str) -> RunConfig:
     return replace(
         config,
         output=output,
-        method=replace(config.method, steps=steps, inner_loop=min(config.method.inner_loop, 1)),
+        method=shortened_method(config.method, steps),
         evaluation=replace(
             evaluation,
             validation_every=min(evaluation.validation_every, steps),
@@ -96,7 +106,8 @@ def shorten_evaluation() -> None:
     blocks = [0]
 
     def one_epoch(*names: Any, **options: Any) -> Any:
-        return protocol(*names, **options).with_epochs(1)
+        found = protocol(*names, **options)
+        return found if found.steps else found.with_epochs(1)
 
     def few_batches(
         primitive: Any, weights: Any, buffers: Any, fetch: Any, count: int, training: Any, **options: Any

@@ -34,7 +34,7 @@ def save_seconds(folder: Path, repeats: int, clock: Callable[[], float] = time.p
     plan = make_plan(RunConfig(device="cpu"), (3, 32, 32), 10)
     seconds = []
     for step in range(repeats):
-        state = State(step=step, images=images, velocity=images)
+        state = State(step=step, learned={"images": images}, moments={"images.velocity": images})
         begin = clock()
         save_checkpoint(folder, state, None, plan, config_hash="", data_hash="", elapsed_s=0.0)
         seconds.append(clock() - begin)
@@ -49,7 +49,7 @@ def guarding(students: int, images: torch.Tensor) -> Callable[[], object]:
     cotangent = torch.randn(students, *images.shape[1:])
     loss, velocity = torch.randn(students), torch.randn_like(images)
     guard = Guard(None, print)  # type: ignore[arg-type]  # nothing is located when everything is finite
-    before = State(step=0, images=images, velocity=velocity)
+    before = State(step=0, learned={"images": images}, moments={"images.velocity": velocity})
 
     def operations() -> None:
         finite = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()
@@ -58,7 +58,7 @@ def guarding(students: int, images: torch.Tensor) -> Callable[[], object]:
         gradient = shown.sum(0, keepdim=True) / count
         sound = (students - finite.sum() <= 0.25 * students) & gradient.sum().isfinite()
         torch.where(sound, images, before.images)
-        torch.where(sound, velocity, before.velocity)
+        torch.where(sound, velocity, before.moments["images.velocity"])
         mean = torch.where(finite, loss, 0).sum() / finite.sum()
         (torch.where(finite, loss - mean, 0).square().sum() / finite.sum()).sqrt()
         guard.watch(before, Step(values={}, finite=finite, sound=sound))

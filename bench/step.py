@@ -21,7 +21,7 @@ from fastdistill.data.arrays import from_arrays
 from fastdistill.data.store import ImageStore
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state, make_method
+from fastdistill.loop.setup import initial_state, make_descent, make_method
 
 # name: (width, channels, height, real images per class, images per class)
 WORKLOADS = {
@@ -55,7 +55,8 @@ def engine_step(store: ImageStore, workload: str, students: int, device: torch.d
     plan = make_plan(config, store.shape, store.num_classes)
     state = initial_state(config, plan, store)
     method = make_method(config, plan, store)
-    return lambda: outer_step(method, state, learning_rate=0.1, momentum=0.5), plan.as_dict()
+    descent = make_descent(config.method)
+    return lambda: outer_step(method, descent, state), plan.as_dict()
 
 
 def naive_step(store: ImageStore, workload: str, device: torch.device) -> Callable[[], Tensor]:

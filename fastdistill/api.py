@@ -17,7 +17,7 @@ from fastdistill.loop.examination import protocol_for
 from fastdistill.loop.guard import Guard
 from fastdistill.loop.outer import outer_steps
 from fastdistill.loop.plan import make_plan, resolve_device
-from fastdistill.loop.setup import as_distilled, initial_state, make_method
+from fastdistill.loop.setup import as_distilled, initial_state, make_descent, make_method
 from fastdistill.progress import Silent, Talkative
 from fastdistill.students.ensemble import student_module
 from fastdistill.synthetic.distilled import Distilled
@@ -87,14 +87,15 @@ def distill(
     talk = Talkative() if progress else Silent()
     distilling = make_method(config, plan, train)
     guard = Guard(distilling, lambda step, text: talk.say(f"step {step}: {text}"))
-    course = outer_steps(distilling, state, config.method, total, masked_share=config.max_masked_share)
+    descent = make_descent(config.method)
+    course = outer_steps(distilling, descent, state, total, masked_share=config.max_masked_share)
     with talk.stage("distilling", total) as advance:
         for following, found in course:
             guard.watch(state, found)
             state = following
             advance(state.step, "")
     guard.look()
-    return as_distilled(config, state.images, train, dataset, "")
+    return as_distilled(config, state.learned, train, dataset, "")
 
 
 def evaluate(

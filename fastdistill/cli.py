@@ -202,7 +202,9 @@ def _presets(words: list[str]) -> int:
     plain_parser("presets", "List the presets.").parse(words)
     for name in presets():
         values = yaml.safe_load(preset_path(name).read_text())
-        student = "-".join(str(values["student"][field]) for field in ("architecture", "depth", "width"))
+        student = "-".join(
+            str(values["student"][field]) for field in ("architecture", "depth", "width") if field in values["student"]
+        )
         print(
             f"{name:<22}{values['data']['source']}, {values['ipc']} a class, {values['method']['steps']} steps, "
             f"{student}, protocol {values['evaluation']['protocol']}"

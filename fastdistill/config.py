@@ -28,6 +28,11 @@ def one_of(name: str, value: str, valid: Sequence[str]) -> None:
         raise ValueError(f"expected {name} among {', '.join(valid)}, got {value!r}: {hint}")
 
 
+def _of_kind(kind: str, value: str) -> None:
+    if value != kind:
+        raise ValueError(f"expected the kind {kind} of these settings, got {value!r}: leave kind out")
+
+
 def at_least(low: float, **values: float) -> None:
     """Refuses named values below a bound."""
     for name, value in values.items():
@@ -132,6 +137,7 @@ class MatchingConfig:
     """Gradient matching (DC, DSA).
 
     Attributes:
+        kind: matching.
         steps: updates of the synthetic images.
         distance: ours (row-wise cosine), mse, l1 or cos.
         tensors: names of the parameter tensors that are matched; all when empty.
@@ -148,6 +154,7 @@ class MatchingConfig:
         align_corners: of the sampling grid of scale and rotate; the published runs used true.
     """
 
+    kind: str = "matching"
     steps: int = 1000
     distance: str = "ours"
     tensors: list[str] = field(default_factory=list)
@@ -164,6 +171,7 @@ class MatchingConfig:
     align_corners: bool = True
 
     def __post_init__(self) -> None:
+        _of_kind("matching", self.kind)
         one_of("distance", self.distance, ("ours", "mse", "l1", "cos"))
         one_of("start", self.start, ("noise", "real"))
         unknown = [name for name in self.augmentation.split("_") if name not in AUGMENTATIONS]
@@ -183,11 +191,92 @@ class MatchingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnrolledConfig:
+    """Unrolled training: Dataset Distillation (Wang et al. 2018).
+
+    Students train on the synthetic images for ``T`` steps, each with its own learned rate, and the images move along
+    the derivative of their loss on real images. The images of every class are split into ``batches`` batches, and the
+    batches are gone through ``epochs`` times: ``T = batches · epochs``.
+
+    Attributes:
+        kind: unrolled.
+        steps: updates of the synthetic images.
+        batches: batches that the synthetic images are split into; ipc is a multiple of it.
+        epochs: times that the students go through the batches.
+        real_batch: real images per student of the outer loss, of any class.
+        start: what the images start from: noise or real images.
+        optimizer: of the students: sgd, momentum or adam.
+        inner_learning_rate: what the rate of every step starts from.
+        inner_momentum: of every step, for momentum and (as beta 1) for adam; learned as well when learn_momenta.
+        inner_decay: weight decay of the students.
+        learn_rates: learn the rate of every step, through a softplus.
+        learn_momenta: learn the momentum of every step, through a sigmoid.
+        learning_rate: of Adam on all that is learned.
+        beta1: of that Adam.
+        beta2: of that Adam.
+        decay_every: updates after which that rate is multiplied by decay; 0 for never.
+        decay: that factor.
+        keep: every how many steps the students' weights are stored; the steps between are computed again.
+    """
+
+    kind: str = "unrolled"
+    steps: int = 23600
+    batches: int = 10
+    epochs: int = 3
+    real_batch: int = 1024
+    start: str = "noise"
+    optimizer: str = "sgd"
+    inner_learning_rate: float = 0.02
+    inner_momentum: float = 0.9
+    inner_decay: float = 0.0
+    learn_rates: bool = True
+    learn_momenta: bool = False
+    learning_rate: float = 0.01
+    beta1: float = 0.5
+    beta2: float = 0.999
+    decay_every: int = 2360
+    decay: float = 0.5
+    keep: int = 1
+
+    def __post_init__(self) -> None:
+        _of_kind("unrolled", self.kind)
+        one_of("start", self.start, ("noise", "real"))
+        one_of("optimizer", self.optimizer, ("sgd", "momentum", "adam"))
+        at_least(1, steps=self.steps, batches=self.batches, epochs=self.epochs, real_batch=self.real_batch)
+        at_least(1, keep=self.keep)
+        at_least(0, decay_every=self.decay_every, inner_decay=self.inner_decay)
+        for name in ("inner_momentum", "beta1", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"expected {name} in [0, 1), got {value}: averages diverge from 1 on")
+        _positive(inner_learning_rate=self.inner_learning_rate, learning_rate=self.learning_rate, decay=self.decay)
+        if self.learn_momenta and (self.optimizer == "sgd" or not self.inner_momentum):
+            raise ValueError(
+                f"expected an optimizer with momentum above zero to learn it, got {self.optimizer} with "
+                f"{self.inner_momentum}: use momentum or adam"
+            )
+
+    @property
+    def inner_steps(self) -> int:
+        """``T``."""
+        return self.batches * self.epochs
+
+    @property
+    def replayed(self) -> bool:
+        """Whether an evaluation can repeat the steps: plain SGD, without a state or decay."""
+        return self.optimizer == "sgd" and not self.inner_decay
+
+
+MethodConfig = MatchingConfig | UnrolledConfig
+METHODS: dict[str, type[MethodConfig]] = {"matching": MatchingConfig, "unrolled": UnrolledConfig}
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How distilled images are judged: fresh students trained on them, by a named protocol.
 
     Attributes:
-        protocol: dc, dsa or default.
+        protocol: dc, dsa, default, or own for images with steps and rates of their own, which it replays.
         students: fresh students per run of the table at the end.
         random_real: also train students on the same number of random real images.
         whole_epochs: epochs of the whole-training-set arm; 0 leaves it out.
@@ -207,7 +296,7 @@ class EvaluationConfig:
     validation_epochs: int = 300
 
     def __post_init__(self) -> None:
-        one_of("protocol", self.protocol, ("dc", "dsa", "default"))
+        one_of("protocol", self.protocol, ("dc", "dsa", "default", "own"))
         at_least(1, students=self.students, whole_students=self.whole_students)
         at_least(1, validation_students=self.validation_students, validation_epochs=self.validation_epochs)
         at_least(0, whole_epochs=self.whole_epochs, validation_every=self.validation_every)
@@ -246,7 +335,7 @@ class RunConfig:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
-    method: MatchingConfig = field(default_factory=MatchingConfig)
+    method: MethodConfig = field(default_factory=MatchingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     device: str = "auto"
     dtype: str = "float32"
@@ -266,6 +355,17 @@ class RunConfig:
         at_least(0, threads=self.threads, chunk=self.chunk, picture_every=self.picture_every, seed=self.seed)
         if not 0 <= self.max_masked_share < 1:
             raise ValueError(f"expected a max_masked_share in [0, 1), got {self.max_masked_share}: it is a share")
+        if isinstance(self.method, UnrolledConfig) and self.ipc % self.method.batches:
+            raise ValueError(
+                f"expected ipc to be a multiple of the {self.method.batches} batches, got {self.ipc}: change "
+                "method.batches or ipc"
+            )
+        replayed = isinstance(self.method, UnrolledConfig) and self.method.replayed
+        if (self.evaluation.protocol == "own") != replayed:
+            raise ValueError(
+                "expected the protocol own exactly for images that are learned with steps of plain sgd, got "
+                f"{self.evaluation.protocol} for the method {self.method.kind}: change evaluation.protocol"
+            )
         _at_most(2**63 - 1, seed=self.seed)
         _at_most(4096, threads=self.threads)
         one_of("device", self.device, DEVICES)

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from fastdistill.config import DEVICES, RunConfig, StudentConfig, at_least, one_of, preset_path
+from fastdistill.config import DEVICES, METHODS, RunConfig, StudentConfig, at_least, one_of, preset_path
 
 DEFAULT_PRESET = "dc/digits-1"
 # what jsonargparse and argparse say, and what users are told
@@ -66,8 +66,8 @@ class Parser(ArgumentParser):
         raise SystemExit(2)
 
 
-def run_parser(preset: str | None) -> Parser:
-    """The parser of ``run``: defaults < preset < ``--config`` file < flags."""
+def run_parser(preset: str | None, kind: str = "matching") -> Parser:
+    """The parser of ``run`` for a kind of method: defaults < preset < ``--config`` file < flags."""
     parser = Parser(
         prog="fastdistill run",
         usage="fastdistill run [PRESET] [--config FILE] [--name value ...]",
@@ -75,7 +75,8 @@ def run_parser(preset: str | None) -> Parser:
         default_config_files=[] if preset is None else [str(preset_path(preset))],
     )
     parser.add_argument("--config", action="config", help="a YAML file of options; keys it does not know are errors")
-    parser.add_class_arguments(RunConfig, as_group=False)
+    parser.add_class_arguments(RunConfig, as_group=False, skip={"method"})
+    parser.add_class_arguments(METHODS[kind], "method")
     return parser
 
 
@@ -93,7 +94,7 @@ def parse_run(words: Sequence[str]) -> RunConfig:
     try:
         for file in files:
             check_file(Path(file))
-        parser = run_parser(preset)
+        parser = run_parser(preset, _kind(preset, files, words))
         parsed = parser.instantiate(parser.parse(words))
         return RunConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(RunConfig)})
     except ValueError as error:
@@ -222,7 +223,7 @@ def check_file(path: Path) -> None:
         raise ValueError(
             f"expected a mapping of options in {path}, got {type(content).__name__}: write lines of `name: value`"
         )
-    valid = [name for name, _ in _keys(RunConfig().as_dict())]
+    valid = list(dict.fromkeys(name for kind in METHODS for name, _ in _keys(_defaults(kind))))
     groups = {name.partition(".")[0] for name in valid if "." in name}
     for name, value in _keys(content):
         if name in groups:
@@ -231,6 +232,32 @@ def check_file(path: Path) -> None:
             )
         if name not in valid:
             raise ValueError(_unknown(f"a key in {path}", name, valid, "fastdistill run --print_config"))
+
+
+def _kind(preset: str | None, files: Sequence[str], words: Sequence[str]) -> str:
+    """The kind of method that is asked for: by the last flag, else the last file that says it, else the preset.
+
+    It decides which options there are, so it is needed before anything is parsed.
+
+    Raises:
+        ValueError: for an unknown kind; names the nearest one.
+    """
+    kind = "matching"
+    for file in [*([str(preset_path(preset))] if preset else []), *files]:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        kind = (content.get("method") or {}).get("kind", kind)
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        if word.partition("=")[0] == "--method.kind":
+            kind = word.partition("=")[2] or following
+    if kind not in METHODS:
+        near = difflib.get_close_matches(str(kind), METHODS, n=1)
+        hint = f"did you mean {near[0]!r}" if near else "choose one of these"
+        raise ValueError(f"expected method.kind among {', '.join(METHODS)}, got {kind!r}: {hint}")
+    return kind
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    return {**RunConfig().as_dict(), "method": dataclasses.asdict(METHODS[kind]())}
 
 
 def _keys(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

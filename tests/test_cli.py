@@ -166,6 +166,9 @@ def test_presets_are_listed_with_what_they_are(capsys):
         for source in ("mnist", "fashionmnist", "svhn", "cifar10", "cifar100"):
             for ipc in (1, 10, 50):
                 assert f"{method}/{source}-{ipc}" in presets()
+    assert next(line for line in lines if line.startswith("dd/mnist-fixed ")).endswith(
+        "mnist, 1 a class, 23600 steps, lenet, protocol own"
+    )
     assert all(len(line.split()) > 3 for line in lines)
 
 

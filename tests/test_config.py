@@ -12,11 +12,13 @@ import yaml
 
 from fastdistill import config
 from fastdistill.config import (
+    METHODS,
     DataConfig,
     EvaluationConfig,
     MatchingConfig,
     RunConfig,
     StudentConfig,
+    UnrolledConfig,
     loops,
     matching_recipe,
     preset_path,
@@ -30,6 +32,8 @@ CELLS = [(method, source, ipc) for method in ("dc", "dsa") for source in SETS fo
 def build(kind: Any, values: dict[str, Any]) -> Any:
     """A dataclass from plain values; unknown keys and values of another type than declared are errors."""
     hints = get_type_hints(kind)
+    if kind is RunConfig:
+        hints["method"] = METHODS[values.get("method", {}).get("kind", "matching")]
     unknown = set(values) - set(hints)
     assert not unknown, f"{kind.__name__} has no {sorted(unknown)}"
     built = {}
@@ -66,6 +70,40 @@ def test_a_published_cell_names_its_paper_and_its_accuracy(method: str, source: 
     head = " ".join(lines[: next(index for index, line in enumerate(lines) if not line.startswith("#"))])
     assert "Zhao" in head and f"({method.upper()}" in head
     assert f", {ipc} image" in head and " % " in head
+
+
+UNROLLED = {
+    "mnist-fixed": (1, 1, "lenet", "fixed", 0.02, 59),
+    "mnist-random": (10, 10, "lenet", "fresh", 0.02, 59),
+    "cifar10-fixed": (10, 10, "alexcifarnet", "fixed", 0.001, 49),
+    "cifar10-random": (10, 10, "alexcifarnet", "fresh", 0.001, 49),
+}
+
+
+@pytest.mark.parametrize("name", UNROLLED)
+def test_a_cell_of_dataset_distillation_holds_the_published_recipe(name: str) -> None:
+    ipc, batches, architecture, initialization, rate, epoch = UNROLLED[name]
+    run = load(f"dd/{name}")
+    assert run.method == UnrolledConfig(
+        steps=400 * epoch,
+        batches=batches,
+        epochs=3,
+        real_batch=1024,
+        inner_learning_rate=rate,
+        learning_rate=0.01,
+        beta1=0.5,
+        beta2=0.999,
+        decay_every=40 * epoch,
+        decay=0.5,
+    )
+    assert run.student == StudentConfig(
+        architecture=architecture, weights="xavier_normal", initialization=initialization
+    )
+    assert (run.name, run.ipc, run.students, run.evaluation.protocol) == (f"dd-{name}", ipc, 1, "own")
+    assert run.method.steps % run.evaluation.validation_every == run.method.steps % run.checkpoint_every == 0
+    head = preset_path(f"dd/{name}").read_text(encoding="utf-8")
+    assert "Wang" in head and " % " in head.replace("%.", "% ")
+    assert ("augment the real images" in head) == name.startswith("cifar10")
 
 
 def test_a_misspelt_key_does_not_load() -> None:
@@ -125,7 +163,16 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (MatchingConfig, {"image_learning_rate": 0.0}, "expected a positive, finite image_learning_rate, got 0.0: raise"),
     (MatchingConfig, {"image_learning_rate": float("inf")}, "expected a positive, finite image_learning_rate, got inf"),
     (MatchingConfig, {"inner_learning_rate": -1.0}, "expected a positive, finite inner_learning_rate, got -1.0: raise"),
-    (EvaluationConfig, {"protocol": "dsaa"}, "expected protocol among dc, dsa, default, got 'dsaa': did you mean"),
+    (MatchingConfig, {"kind": "unrolled"}, "expected the kind matching of these settings, got 'unrolled': leave"),
+    (UnrolledConfig, {"kind": "matching"}, "expected the kind unrolled of these settings, got 'matching': leave"),
+    (UnrolledConfig, {"optimizer": "adm"}, "expected optimizer among sgd, momentum, adam, got 'adm': did you mean"),
+    (UnrolledConfig, {"batches": 0}, "expected batches of at least 1, got 0: raise it"),
+    (UnrolledConfig, {"keep": 0}, "expected keep of at least 1, got 0: raise it"),
+    (UnrolledConfig, {"beta1": 1.0}, "expected beta1 in [0, 1), got 1.0"),
+    (UnrolledConfig, {"learning_rate": 0.0}, "expected a positive, finite learning_rate, got 0.0"),
+    (UnrolledConfig, {"learn_momenta": True}, "got sgd with 0.9: use momentum or adam"),
+    (RunConfig, {"method": UnrolledConfig()}, "expected ipc to be a multiple of the 10 batches, got 1: change"),
+    (EvaluationConfig, {"protocol": "dsaa"}, "expected protocol among dc, dsa, default, own, got 'dsaa': did you mean"),
     (EvaluationConfig, {"students": 0}, "expected students of at least 1, got 0: raise it"),
     (EvaluationConfig, {"whole_students": 0}, "expected whole_students of at least 1, got 0: raise it"),
     (EvaluationConfig, {"validation_students": 0}, "expected validation_students of at least 1, got 0: raise it"),

@@ -30,6 +30,16 @@ class ClassIndex:
         return self.order[start : start + self.sizes[label]]
 
 
+def one_class(count: int, device: torch.device) -> ClassIndex:
+    """All ``count`` images as a single class, on a device."""
+    return ClassIndex(
+        order=torch.arange(count, device=device),
+        starts=torch.zeros(1, dtype=torch.int64, device=device),
+        counts=torch.full((1,), count, device=device),
+        sizes=(count,),
+    )
+
+
 def class_index(labels: Tensor, num_classes: int) -> ClassIndex:
     """Sorts images by class.
 

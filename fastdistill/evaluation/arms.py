@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdistill.config import RunConfig
+from fastdistill.config import MatchingConfig, RunConfig
 from fastdistill.data.sampler import class_batches
 from fastdistill.data.store import ImageStore
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.evaluate import Evaluation, evaluate_images, evaluate_students, store_fetch
 from fastdistill.evaluation.protocols import Protocol, protocol
+from fastdistill.evaluation.replay import Replay
 from fastdistill.progress import Silent
-from fastdistill.students.ensemble import student_module
+from fastdistill.students.ensemble import Ensemble
 
 # students that select are others than students that test, else "best" would be chosen for the ones it is shown to
 _SELECTING = 1 << 31
+_HELD_OUT = 1 << 30  # no run has that many steps, so its pool is drawn from anew
 WHOLE = "whole training set"
+Learned = Mapping[str, Tensor]  # what a run has learned, by name, a leading run axis each
 
 
 class Judge:
@@ -34,13 +38,21 @@ class Judge:
         validation: the held-out images.
         test: test images.
         dtype: of the students.
+        replay: gives the steps and rates that images were learned with, for the protocol ``own``.
 
     Raises:
         ValueError: when images are to be selected but nothing is held out.
     """
 
     def __init__(
-        self, config: RunConfig, train: ImageStore, validation: ImageStore, test: ImageStore, dtype: torch.dtype
+        self,
+        config: RunConfig,
+        train: ImageStore,
+        validation: ImageStore,
+        test: ImageStore,
+        dtype: torch.dtype,
+        *,
+        replay: Callable[[Learned], Replay | None] = lambda learned: None,
     ) -> None:
         if config.evaluation.validation_every and not len(validation):
             raise ValueError(
@@ -48,77 +60,108 @@ class Judge:
                 "raise data.validation_fraction or set evaluation.validation_every to 0"
             )
         self._config, self._train, self._validation, self._test = config, train, validation, test
-        self._dtype = dtype
-        self._protocol = protocol(
-            config.evaluation.protocol,
-            dataset=config.data.source,
-            architecture=config.student.architecture,
-            norm=config.student.norm,
-            align_corners=config.method.align_corners,
-        )
-        self._module = student_module(config.student, train.shape, train.num_classes)
+        self._dtype, self._replay = dtype, replay
+        self._ensemble = Ensemble(config.student, train.shape, train.num_classes, seed=config.seed, dtype=dtype)
+        self._module = self._ensemble.module
 
-    def validate(self, images: Tensor) -> Evaluation:
-        """Validation accuracy of images ``[R, C, M, D, H, W]`` with few students and epochs; runs in order."""
-        evaluation = self._config.evaluation
-        quick = self._protocol.with_epochs(min(evaluation.validation_epochs, self._protocol.epochs))
-        return self._images(images, evaluation.validation_students, self._validation, quick, first_student=_SELECTING)
+    def validate(self, learned: Learned) -> Evaluation:
+        """Validation accuracy of what is learned, with few students and epochs; runs in order."""
+        evaluation, quick = self._config.evaluation, self._protocol(learned)
+        if not quick.steps:
+            quick = quick.with_epochs(min(evaluation.validation_epochs, quick.epochs))
+        return self._images(
+            learned["images"], evaluation.validation_students, self._validation, quick, first_student=_SELECTING
+        )
 
     def arms(
-        self, images: Tensor, best: Tensor | None, progress: Silent, done: Sequence[Mapping[str, Any]] = ()
+        self, learned: Learned, best: Learned | None, progress: Silent, done: Sequence[Mapping[str, Any]] = ()
     ) -> Iterator[dict[str, Any]]:
         """Yields the test accuracy of every arm as soon as it is measured, by the configured protocol.
 
         Args:
-            images: the last synthetic images ``[R, C, M, D, H, W]``.
-            best: those with the best validation accuracy, where any were selected; the very tensor ``images`` where
-                the last ones were.
+            learned: what was learned last, ``images [R, C, M, D, H, W]`` and what belongs to them.
+            best: what had the best validation accuracy, where any was selected; the very ``learned`` where that was.
             progress: what is said meanwhile.
             done: arms that an earlier start has measured already; they are yielded as they are.
 
         Yields:
-            Name, mean, std, per-student and per-run accuracies, students, images, epochs and seconds.
+            Name, mean, std, per-student and per-run accuracies, students, images, epochs or own steps, and seconds.
         """
         before = {arm["arm"]: dict(arm) for arm in done}
-        evaluation, runs = self._config.evaluation, images.shape[0]
-        last = "distilled (last)"
+        evaluation, runs = self._config.evaluation, learned["images"].shape[0]
+        last, rules = "distilled (last)", self._protocol(learned)
 
-        def judged(name: str, images: Tensor, students: int) -> dict[str, Any]:
+        def judged(name: str, images: Tensor, students: int, rules: Protocol) -> dict[str, Any]:
             if name in before:
                 return before[name]
-            result = self._images(
-                images, students, self._test, self._protocol, progress=progress, title=f"testing: {name}"
-            )
+            result = self._images(images, students, self._test, rules, progress=progress, title=f"testing: {name}")
             return _arm(name, result, runs if name.startswith("distilled") else 1)
 
-        first = judged(last, images, evaluation.students)
+        first = judged(last, learned["images"], evaluation.students, rules)
         yield first
-        if best is images:
+        if best is learned:
             yield {**first, "arm": "distilled (best on validation)", "seconds": 0.0}
         elif best is not None:
-            yield judged("distilled (best on validation)", best, evaluation.students)
+            yield judged("distilled (best on validation)", best["images"], evaluation.students, self._protocol(best))
         if evaluation.random_real and min(self._train.class_sizes) < self._config.ipc:
             progress.say(f"no random real arm: a class has fewer than {self._config.ipc} training images")
         elif evaluation.random_real:
             # every student has its own draw, as a run of its own
-            yield judged("random real", self._random_real(runs * evaluation.students), 1)
+            own = rules if rules.replay is None else replace(rules, replay=rules.replay.spread(evaluation.students))
+            yield judged("random real", self._random_real(runs * evaluation.students), 1, own)
         if evaluation.whole_epochs:
             yield before.get(WHOLE) or _arm(WHOLE, self._whole(progress), 1)
 
     @property
     def conditions(self) -> dict[str, str]:
         """What the arms hold for: ``protocol`` and ``architecture``."""
-        return {"protocol": self._protocol.name, "architecture": self._config.student.architecture}
+        return {"protocol": self._config.evaluation.protocol, "architecture": self._config.student.architecture}
+
+    def _protocol(self, learned: Learned) -> Protocol:
+        config = self._config
+        return protocol(
+            config.evaluation.protocol,
+            dataset=config.data.source,
+            architecture=config.student.architecture,
+            norm=config.student.norm,
+            align_corners=config.method.align_corners if isinstance(config.method, MatchingConfig) else True,
+            replay=self._replay(learned),
+        )
+
+    def _born(self, students: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The very students, or others of the very pool, that images with steps of their own were learned for.
+
+        Args:
+            students: indices ``[R·S']`` of as many students for every run.
+        """
+        config = self._config
+        if config.student.initialization == "fixed":
+            # those of the run in turn: its first student that is judged is its first student again
+            place, per_run = torch.arange(len(students), device=students.device), len(students) // config.runs
+            students = place // per_run * config.students + place % per_run % config.students
+        drawn = self._ensemble.draw(_HELD_OUT, students)
+        return drawn.weights, drawn.buffers
+
+    def _whole_protocol(self) -> Protocol:
+        """Real images have no steps of their own: they are trained on as ``default`` says."""
+        config = self._config
+        name = config.evaluation.protocol
+        return protocol(
+            "default" if name == "own" else name,
+            dataset=config.data.source,
+            architecture=config.student.architecture,
+            norm=config.student.norm,
+        )
 
     def _whole(self, progress: Silent) -> Evaluation:
-        evaluation = self._config.evaluation
-        epochs = min(evaluation.whole_epochs, self._protocol.epochs)
+        evaluation, rules = self._config.evaluation, self._whole_protocol()
+        epochs = min(evaluation.whole_epochs, rules.epochs)
         return evaluate_students(
             self._module,
             store_fetch(self._train, self._dtype),
             len(self._train),
             self._test,
-            self._protocol.with_epochs(epochs),
+            rules.with_epochs(epochs),
             students=torch.arange(evaluation.whole_students, device=self._test.device),
             seed=self._config.seed,
             distribution=self._config.student.weights,
@@ -139,6 +182,7 @@ class Judge:
         title: str = "",
     ) -> Evaluation:
         classes, ipc = images.shape[1:3]
+        own = chosen.replay is not None and self._config.student.initialization != "fresh"
         return evaluate_images(
             self._module,
             images.flatten(1, 2),
@@ -149,6 +193,7 @@ class Judge:
             first_student=first_student,
             seed=self._config.seed,
             distribution=self._config.student.weights,
+            born=self._born if own else None,
             dtype=self._dtype,
             progress=progress,
             title=title,
@@ -178,5 +223,6 @@ def _arm(name: str, result: Evaluation, runs: int) -> dict[str, Any]:
         "students": len(result.per_student),
         "images": result.images,
         "epochs": result.epochs,
+        "steps": result.steps,
         "seconds": result.seconds,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean, pstdev
 
@@ -19,6 +20,7 @@ from fastdistill.progress import Silent
 from fastdistill.students.training import Fetch, count_correct, image_fetch, train_students
 from fastdistill.students.weights import initial_buffers, initial_weights
 
+Born = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 _TEST_BLOCK = 1000  # test images normalised at once
 
 
@@ -85,6 +87,7 @@ def evaluate_students(
     students: Tensor,
     seed: int,
     distribution: str = "default",
+    born: Born | None = None,
     dtype: torch.dtype = torch.float32,
     progress: Silent | None = None,
     title: str = "testing",
@@ -100,6 +103,7 @@ def evaluate_students(
         students: global indices ``[S]`` of the evaluation students; their weights, shuffles and augmentation follow.
         seed: of the draws.
         distribution: weight distribution of the fresh students.
+        born: gives the students' weights ``[S, P]`` and buffers instead, where images are for certain ones.
         dtype: float32 or float64.
         progress: what is said meanwhile.
         title: of the stage that is said.
@@ -119,10 +123,13 @@ def evaluate_students(
         batching = choose_batching(cost, test.device, students=len(students), groups=1, images=images)
         return Functional(module, batching)
 
-    weights = initial_weights(
-        module, distribution, seed=seed, step=0, students=students, purpose=Purpose.EVALUATION_WEIGHTS
-    ).to(dtype)
-    buffers = initial_buffers(module, len(students), dtype=dtype, device=test.device)
+    if born is not None:
+        weights, buffers = born(students)
+    else:
+        weights = initial_weights(
+            module, distribution, seed=seed, step=0, students=students, purpose=Purpose.EVALUATION_WEIGHTS
+        ).to(dtype)
+        buffers = initial_buffers(module, len(students), dtype=dtype, device=test.device)
     replay = protocol.replay
     with (progress or Silent()).stage(title, protocol.training.epochs if replay is None else replay.steps) as advance:
         if replay is not None:
@@ -173,6 +180,7 @@ def evaluate_images(
     first_student: int = 0,
     seed: int,
     distribution: str = "default",
+    born: Born | None = None,
     dtype: torch.dtype = torch.float32,
     progress: Silent | None = None,
     title: str = "testing",
@@ -189,6 +197,7 @@ def evaluate_images(
         first_student: added to the students' indices, to have others than those of another evaluation.
         seed: of the draws.
         distribution: weight distribution of the fresh students.
+        born: see `evaluate_students`.
         dtype: float32 or float64.
         progress: what is said meanwhile.
         title: of the stage that is said.
@@ -210,6 +219,7 @@ def evaluate_images(
         students=first_student + torch.arange(runs * max(students, 0), device=test.device),
         seed=seed,
         distribution=distribution,
+        born=born,
         dtype=dtype,
         progress=progress,
         title=title,

@@ -48,9 +48,10 @@ class Checkpoint:
 
 
 def _tensors(state: State, best: Best | None) -> dict[str, Tensor]:
-    tensors = {"images": state.images, "velocity": state.velocity}
+    tensors = {f"learned.{name}": value for name, value in state.learned.items()}
+    tensors |= {f"moments.{name}": value for name, value in state.moments.items()}
     if best is not None:
-        tensors["best.images"] = best.images
+        tensors |= {f"best.{name}": value for name, value in best.learned.items()}
     if state.students is not None:
         tensors |= {"students.indices": state.students.indices, "students.weights": state.students.weights}
         tensors |= {f"students.buffers.{name}": tensor for name, tensor in state.students.buffers.items()}
@@ -194,20 +195,30 @@ def _set_aside(path: Path) -> None:
     path.rename(aside)
 
 
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def _restore(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Checkpoint:
     students = None
     if "students.weights" in tensors:
-        prefix = "students.buffers."
         students = Students(
             indices=tensors["students.indices"],
             weights=tensors["students.weights"],
-            buffers={name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
+            buffers=_below(tensors, "students.buffers."),
         )
     best = None
     if manifest["best"] is not None:
-        best = Best(images=tensors["best.images"], **{name: tuple(values) for name, values in manifest["best"].items()})
+        best = Best(
+            learned=_below(tensors, "best."), **{name: tuple(values) for name, values in manifest["best"].items()}
+        )
     return Checkpoint(
-        state=State(step=manifest["step"], images=tensors["images"], velocity=tensors["velocity"], students=students),
+        state=State(
+            step=manifest["step"],
+            learned=_below(tensors, "learned."),
+            moments=_below(tensors, "moments."),
+            students=students,
+        ),
         best=best,
         plan=Plan.from_dict(manifest["plan"]),
         elapsed_s=manifest["elapsed_s"],

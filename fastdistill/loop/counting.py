@@ -1,6 +1,6 @@
 """The programs of a method, counted on the meta device: an outer step, and the students' training between two.
 
-A method brings `step` and `training`; they build it as `setup.make_method` does, with sketches for primitives.
+They run the very method that `setup.make_method` builds, with sketches for primitives.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastdistill.config import RunConfig
-from fastdistill.data.sampler import class_batches, effective_batch
+from fastdistill.config import MatchingConfig, RunConfig, UnrolledConfig
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Footprint, Ledger
-from fastdistill.derivatives.plan import Batching
 from fastdistill.derivatives.sketch import Sketch
-from fastdistill.draws import Purpose
-from fastdistill.loop.outer import State, outer_step
+from fastdistill.loop.outer import Method, State, outer_step
+from fastdistill.loop.setup import make_descent, make_method
 from fastdistill.loop.sizes import META, Sizes, Unseen, synthetic_images
-from fastdistill.methods.matching import Batch, GradientMatching, Primitives
-from fastdistill.students.ensemble import Ensemble, Students, student_module
+from fastdistill.methods.unrolled import initial_settings
+from fastdistill.students.ensemble import Students, student_module
 from fastdistill.students.weights import initial_buffers
 
 if TYPE_CHECKING:
@@ -31,32 +29,33 @@ if TYPE_CHECKING:
 def step(config: RunConfig, plan: Plan, sizes: Sizes) -> Footprint:
     """One outer step with students that begin at it, beyond the state before it."""
     ledger = Ledger()
-    method = _matching(replace(config, method=replace(config.method, outer_loop=1)), plan, sizes, ledger)
-    images = synthetic_images(config, sizes, plan.torch_dtype)
-    state = State(step=0, images=images, velocity=torch.empty_like(images))
+    if isinstance(config.method, MatchingConfig):
+        config = replace(config, method=replace(config.method, outer_loop=1))
+    method, descent = _method(config, plan, sizes, ledger), make_descent(config.method)
+    learned = _learned(config, plan, sizes)
+    state = State(step=0, learned=learned, moments=descent.start(learned))
     with ledger:
-        outer_step(method, state, learning_rate=0.1, momentum=0.5)
+        outer_step(method, descent, state)
         return ledger.footprint
 
 
 def training(config: RunConfig, plan: Plan, sizes: Sizes) -> Footprint:
     """The students' training between two outer steps, beyond the state before and after it."""
     recipe = config.method
-    if recipe.outer_loop == 1 or recipe.inner_loop == 0:
+    if not isinstance(recipe, MatchingConfig) or recipe.outer_loop == 1 or recipe.inner_loop == 0:
         return Footprint()
     ledger, count = Ledger(), config.students * config.runs
-    method = _matching(
-        replace(config, method=replace(recipe, inner_loop=min(recipe.inner_loop, 2))), plan, sizes, ledger
-    )
+    shortened = replace(config, method=replace(recipe, inner_loop=min(recipe.inner_loop, 2)))
+    method = _method(shortened, plan, sizes, ledger)
     module = student_module(config.student, sizes.shape, len(sizes.classes))
     students = Students(
         indices=torch.arange(count, device=META),
         weights=torch.empty(count, Layout.of(module).size, dtype=plan.torch_dtype, device=META),
         buffers=initial_buffers(module, count, dtype=plan.torch_dtype, device=META),
     )
-    images = synthetic_images(config, sizes, plan.torch_dtype)
+    learned = _learned(config, plan, sizes)
     with ledger:
-        method.advance(images, students, 0)
+        method.advance(learned, students, 0)
         return ledger.footprint
 
 
@@ -72,39 +71,32 @@ def saving_bytes(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
 
 
 def _kept(config: RunConfig, plan: Plan, sizes: Sizes) -> tuple[int, int]:
-    """Bytes of the state after a step and of the selected images."""
-    images = synthetic_images(config, sizes, plan.torch_dtype).nbytes
-    count = config.students * config.runs if config.method.outer_loop > 1 else 0
+    """Bytes of the state after a step and of what is selected of it."""
+    learned = _learned(config, plan, sizes)
+    held = sum(value.nbytes for value in learned.values())
+    moments = sum(value.nbytes for value in make_descent(config.method).start(learned).values())
+    lasting = isinstance(config.method, MatchingConfig) and config.method.outer_loop > 1
+    count = config.students * config.runs if lasting else 0
     module = student_module(config.student, sizes.shape, len(sizes.classes))
     students = count * Layout.of(module).size * plan.torch_dtype.itemsize
-    best = images if config.evaluation.validation_every else 0
-    return 2 * images + students, best  # images, momentum, students
+    return held + moments + students, held if config.evaluation.validation_every else 0
 
 
-def _matching(config: RunConfig, plan: Plan, sizes: Sizes, ledger: Ledger) -> GradientMatching:
-    """Gradient matching on images of which only the sizes are known."""
+def _learned(config: RunConfig, plan: Plan, sizes: Sizes) -> dict[str, Tensor]:
+    """What is learned, without values."""
+    learned = {"images": synthetic_images(config, sizes, plan.torch_dtype)}
+    if isinstance(config.method, UnrolledConfig):
+        learned |= initial_settings(config.method, config.runs, dtype=plan.torch_dtype, device=META)
+    return learned
+
+
+def _method(config: RunConfig, plan: Plan, sizes: Sizes, ledger: Ledger) -> Method:
+    """The method on images of which only the sizes are known."""
     kept, _ = sizes.split(config.data.validation_fraction)
-    train = Unseen.of(config, sizes, kept)
     fresh = replace(config.student, initialization="fresh", pretrained="")  # a pool is read before anything is counted
-    ensemble = Ensemble(fresh, sizes.shape, len(kept), seed=config.seed, dtype=plan.torch_dtype)
-    classes = torch.arange(len(kept), device=META)
-
-    def sample(purpose: Purpose, step: int, students: Tensor, batch: int) -> Batch:
-        batch = effective_batch(train.class_sizes, batch)
-        chosen = class_batches(train.class_index, seed=0, step=step, students=students, batch=batch, purpose=purpose)
-        return Batch(images=train.batch(chosen, plan.torch_dtype), labels=classes[None, :, None].expand(chosen.shape))
-
-    def primitive(batching: Batching) -> Sketch:
-        return Sketch(ensemble.module, batching, ledger)
-
-    return GradientMatching(
-        config.method,
-        ensemble,
-        Primitives(real=primitive(plan.real), synthetic=primitive(plan.synthetic), training=primitive(plan.training)),
-        sample,
-        classes[:, None].expand(-1, config.ipc),
-        runs=config.runs,
-        students=config.students,
-        chunk=plan.chunk,
-        seed=config.seed,
+    return make_method(
+        replace(config, student=fresh),
+        plan,
+        Unseen.of(config, sizes, kept),
+        lambda module, batching: Sketch(module, batching, ledger),
     )

@@ -57,7 +57,7 @@ class Guard:
             if not sound:
                 raise RunFailed(
                     f"expected finite losses and gradients, got {len(masked)} of {len(finite)} students non-finite at "
-                    f"step {before.step} ({where or 'and images that the update would make infinite'}): the images "
+                    f"step {before.step} ({where or 'and an update that would not be finite'}): the images "
                     "are kept as they were; lower a learning rate under another --name, or raise --max_masked_share"
                 )
             if new:
@@ -67,7 +67,7 @@ class Guard:
         students = self._method.prepare(before.students or self._method.fresh(before.step), before.step)
         parts = []
         for student in new[:_NAMED]:
-            where = self._method.locate(before.images, students, before.step, student)
+            where = self._method.locate(before.learned, students, before.step, student)
             parts.append(f"student {student}: {where or 'loss or second-order product'}")
         if len(new) > _NAMED:
             parts.append(f"and {len(new) - _NAMED} more")

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastdistill.config import RunConfig
+from fastdistill.config import RunConfig, UnrolledConfig
 from fastdistill.derivatives.memory import Footprint, Ledger, trace
 from fastdistill.derivatives.plan import choose_batching, forward_cost
 from fastdistill.derivatives.sketch import Sketch
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.evaluation.protocols import Protocol, protocol
+from fastdistill.evaluation.replay import Replay, replay_students
 from fastdistill.loop.sizes import META, Sizes, Unseen, synthetic_images
 from fastdistill.students.ensemble import student_module
 from fastdistill.students.training import Fetch, count_correct, image_fetch, train_students
@@ -71,7 +72,7 @@ def _judged(
     config: RunConfig, plan: Plan, sizes: Sizes, fetch: Fetch, count: int, students: int, test: int
 ) -> Footprint:
     """Students trained and tested as `evaluation.evaluate.evaluate_students` does."""
-    rules = _protocol(config)
+    rules = _protocol(config, len(sizes.classes))
     module = student_module(config.student, sizes.shape, len(sizes.classes))
     ledger, cost = Ledger(), forward_cost(module, sizes.shape)
     indices, dtype = torch.arange(students, device=META), plan.torch_dtype
@@ -90,13 +91,18 @@ def _judged(
             raise _Enough
         return fetch(chosen)
 
-    trainer, tester = sketch(min(count, rules.training.batch)), sketch(_TEST_BLOCK)
+    replay = rules.replay
+    trainer = sketch(min(count, rules.training.batch) if replay is None else replay.order.shape[1])
+    tester = sketch(_TEST_BLOCK)
     with ledger:
         weights = initial_weights(
             module, config.student.weights, seed=0, step=0, students=indices, purpose=Purpose.EVALUATION_WEIGHTS
         ).to(dtype)
         buffers = initial_buffers(module, students, dtype=dtype, device=META)
         with suppress(_Enough):
+            if replay is not None:
+                replay_students(trainer, weights, buffers, some, replay.spread(students // config.runs))
+                raise _Enough
             train_students(
                 trainer,
                 weights,
@@ -118,11 +124,21 @@ class _Enough(Exception):
     """The next batch holds what the last did."""
 
 
-def _protocol(config: RunConfig) -> Protocol:
+def _replay(config: RunConfig, classes: int) -> Replay | None:
+    method = config.method
+    if config.evaluation.protocol != "own" or not isinstance(method, UnrolledConfig):
+        return None
+    shape = (method.inner_steps, classes * config.ipc // method.batches)
+    order = torch.empty(shape, dtype=torch.int64, device=META)
+    return Replay(rates=torch.empty(config.runs, method.inner_steps, device=META), order=order)
+
+
+def _protocol(config: RunConfig, classes: int) -> Protocol:
     return protocol(
         config.evaluation.protocol,
         dataset=config.data.source,
         architecture=config.student.architecture,
         norm=config.student.norm,
-        align_corners=config.method.align_corners,
+        align_corners=True,  # holds no more or less
+        replay=_replay(config, classes),
     )

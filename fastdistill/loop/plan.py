@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from fastdistill.config import RunConfig
+from fastdistill.config import RunConfig, UnrolledConfig
 from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
 from fastdistill.loop.environment import memory_limit
 from fastdistill.loop.memory import step_forecast
@@ -113,21 +113,36 @@ def _of_chunk(
     config: RunConfig, device: torch.device, chunk: int, shape: tuple[int, int, int], num_classes: int
 ) -> Plan:
     cost = forward_cost(student_module(config.student, shape, num_classes), shape)
-    groups = num_classes if config.method.per_class else 1
-    pooled = num_classes // groups
-    train_images = min(num_classes * config.ipc, config.method.inner_batch)
-    students = config.students * config.runs
+    images, students = _images(config, num_classes), config.students * config.runs
     return Plan(
         device=device.type,
         dtype=config.dtype,
         threads=config.threads or torch.get_num_threads(),
         chunk=chunk,
-        real=choose_batching(cost, device, students=chunk, groups=groups, images=pooled * config.method.real_batch),
-        synthetic=choose_batching(cost, device, students=chunk, groups=groups, images=pooled * config.ipc),
-        training=choose_batching(cost, device, students=students, groups=1, images=train_images),
+        real=choose_batching(cost, device, students=chunk, groups=images.groups, images=images.real),
+        synthetic=choose_batching(cost, device, students=chunk, groups=images.groups, images=images.synthetic),
+        training=choose_batching(cost, device, students=students, groups=1, images=images.training),
         tf32=torch.backends.cudnn.allow_tf32,
         torch_version=torch.__version__,
     )
+
+
+class _Images(NamedTuple):
+    """Gradient groups of a method, and images of a (student, group) pair: real, synthetic and in training between."""
+
+    groups: int
+    real: int
+    synthetic: int
+    training: int
+
+
+def _images(config: RunConfig, num_classes: int) -> _Images:
+    method, synthetic = config.method, num_classes * config.ipc
+    if isinstance(method, UnrolledConfig):
+        return _Images(1, method.real_batch, synthetic // method.batches, synthetic // method.batches)
+    groups = num_classes if method.per_class else 1
+    pooled = num_classes // groups
+    return _Images(groups, pooled * method.real_batch, pooled * config.ipc, min(synthetic, method.inner_batch))
 
 
 def halves(count: int) -> list[int]:

@@ -59,7 +59,7 @@ class Recorder:
         predicted: the memory it was predicted to need.
         method: for naming where a student stopped being finite.
         say: takes messages.
-        as_artefact: makes the artefact of images ``[R, C, M, D, H, W]``.
+        as_artefact: makes the artefact of what is learned.
         config_hash: of the configuration.
         data_hash: of the real images.
         elapsed_s: wall-clock time of the run before this start.
@@ -77,7 +77,7 @@ class Recorder:
         predicted: Forecast,
         method: Method,
         say: Callable[[str], None],
-        as_artefact: Callable[[Tensor], Distilled],
+        as_artefact: Callable[[Mapping[str, Tensor]], Distilled],
         config_hash: str,
         data_hash: str,
         elapsed_s: float,
@@ -120,7 +120,7 @@ class Recorder:
         if every and (step % every == 0 or step == config.method.steps):
             self._select(state)
         if config.picture_every and step % config.picture_every == 0:
-            self._picture(step, f"images-{step:06d}.png", self._as_artefact(state.images))
+            self._picture(step, f"images-{step:06d}.png", self._as_artefact(state.learned))
         if step % config.checkpoint_every == 0 or last:
             self.save(state)
 
@@ -141,11 +141,11 @@ class Recorder:
         )
         self._saved = state.step
 
-    def candidate(self, state: State) -> Tensor | None:
-        """The selected images; the very same tensor as the last ones where those were selected."""
+    def candidate(self, state: State) -> Mapping[str, Tensor] | None:
+        """What was selected; the very state's where that was."""
         if self._best is None:
             return None
-        return state.images if set(self._best.step) == {state.step} else self._best.images
+        return state.learned if set(self._best.step) == {state.step} else self._best.learned
 
     def finish(self, state: State, arms: Sequence[Mapping[str, Any]] = ()) -> Result:
         """Writes the artefacts, the results so far and the report.
@@ -154,8 +154,8 @@ class Recorder:
             state: after the last step.
             arms: those that an earlier start has judged.
         """
-        last = self._as_artefact(state.images)
-        best = None if self._best is None else self._as_artefact(self._best.images)
+        last = self._as_artefact(state.learned)
+        best = None if self._best is None else self._as_artefact(self._best.learned)
         last.save(self._folder / LAST_FILE)
         if best is not None:
             best.save(self._folder / BEST_FILE)
@@ -255,7 +255,7 @@ class Recorder:
         return line["outer/loss"]
 
     def _select(self, state: State) -> None:
-        score = self._judge.validate(state.images)
+        score = self._judge.validate(state.learned)
         values = {"validation/acc_mean": score.mean, "validation/acc_std": score.std}
         self._write(state.step, values)
         per_run = torch.tensor(score.per_student).view(self._config.runs, -1).mean(1)

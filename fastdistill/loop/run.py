@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from fastdistill.config import RunConfig
+from fastdistill.config import MatchingConfig, RunConfig
 from fastdistill.data.sources import RealData, load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.evaluation.arms import Judge
@@ -27,7 +27,7 @@ from fastdistill.loop.outer import State, Step, outer_step
 from fastdistill.loop.plan import Plan, make_plan, resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE, Recorder, Result
 from fastdistill.loop.retry import retrying
-from fastdistill.loop.setup import as_distilled, initial_state, make_method
+from fastdistill.loop.setup import as_distilled, initial_state, make_descent, make_method, replay_of
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
 from fastdistill.progress import Silent
@@ -124,7 +124,7 @@ def _run(
     torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     train, validation = data.train.subset(kept).to(device), data.train.subset(held_out).to(device)
-    if min(train.class_sizes) < config.method.real_batch:
+    if isinstance(config.method, MatchingConfig) and min(train.class_sizes) < config.method.real_batch:
         progress.say(
             f"real batches have {min(train.class_sizes)} images of every class, not {config.method.real_batch}: the "
             f"smallest class, {train.class_names[train.class_sizes.index(min(train.class_sizes))]}, has no more"
@@ -136,7 +136,10 @@ def _run(
         if plan.torch_version != torch.__version__:
             progress.say(f"it began under torch {plan.torch_version}: under {torch.__version__} bits may differ")
     make = lru_cache(maxsize=1)(partial(make_method, config, train=train))
-    judging = Judge(config, train, validation, data.test.to(device), plan.torch_dtype)
+    descent = make_descent(config.method)
+    judging = Judge(
+        config, train, validation, data.test.to(device), plan.torch_dtype, replay=partial(replay_of, config, train)
+    )
     # only now, so that settings which do not work out leave no folder that refuses their correction
     write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
     _write_environment(folder)
@@ -148,7 +151,7 @@ def _run(
         predicted=predicted,
         method=make(plan),
         say=progress.say,
-        as_artefact=lambda images: as_distilled(config, images, train, data.name, digest),
+        as_artefact=lambda learned: as_distilled(config, learned, train, data.name, digest),
         config_hash=digest,
         data_hash=images_hash,
         elapsed_s=elapsed,
@@ -161,13 +164,7 @@ def _run(
         while state.step < end and not stop.asked:
 
             def attempt(plan: Plan, state: State = state) -> tuple[State, Step]:
-                return outer_step(
-                    make(plan),
-                    state,
-                    learning_rate=config.method.image_learning_rate,
-                    momentum=config.method.image_momentum,
-                    masked_share=config.max_masked_share,
-                )
+                return outer_step(make(plan), descent, state, masked_share=config.max_masked_share)
 
             plan, (following, found) = retrying(plan, attempt, progress.say)
             before, state = state, following
@@ -183,7 +180,7 @@ def _run(
     result = recorder.finish(state, arms := _arms(folder, digest, images_hash))
     if judge:
         measured: list[dict[str, Any]] = []
-        for arm in judging.arms(state.images, recorder.candidate(state), progress, arms):
+        for arm in judging.arms(state.learned, recorder.candidate(state), progress, arms):
             measured.append(arm)
             recorder.keep({**result.table, "arms": measured})
         result = recorder.judged(result, measured, judging.conditions)

@@ -7,7 +7,7 @@ real images, one over the synthetic ones, and one forward-over-reverse pass over
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,8 @@ from fastdistill.config import MatchingConfig
 from fastdistill.derivatives.functional import Buffers, Functional
 from fastdistill.derivatives.locate import first_nonfinite
 from fastdistill.draws import Purpose
-from fastdistill.methods.image_gradient import ImageGradient
+from fastdistill.methods.outer_gradient import OuterGradient, masked, per_finite_student, runs_of
+from fastdistill.methods.primitives import Primitives
 from fastdistill.students.ensemble import Ensemble, Students
 from fastdistill.students.training import Training, image_fetch, train_students
 from fastdistill_kernels import RowTable, match
@@ -105,15 +106,6 @@ def matching_cotangent(
 Sample = Callable[[Purpose, int, Tensor, int], Batch]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Primitives:
-    """The student's derivative, batched for the three shapes it is taken at."""
-
-    real: Functional
-    synthetic: Functional
-    training: Functional
-
-
 class GradientMatching:
     """The method for one student architecture: draws students, gives the images' gradient, trains students between.
 
@@ -173,14 +165,15 @@ class GradientMatching:
         buffers = {name: torch.cat([part[name] for part in seen]) for name in students.buffers}
         return Students(indices=students.indices, weights=students.weights, buffers=buffers)
 
-    def gradient(self, images: Tensor, students: Students, step: int) -> ImageGradient:
+    def gradient(self, learned: Mapping[str, Tensor], students: Students, step: int) -> OuterGradient:
         """Gradient of every run's mean matching loss in its images.
 
         Args:
-            images: ``φ [R, C, M, D, H, W]``.
+            learned: ``images``, ``φ [R, C, M, D, H, W]``.
             students: the students of all runs, ``[R·S]``.
             step: the outer step, which keys the real batches and augmentations.
         """
+        images = learned["images"]
         total, losses, finite = torch.zeros_like(images), [], []
         for start in range(0, len(students.indices), self._chunk):
             part = students.some(slice(start, start + self._chunk))
@@ -189,8 +182,8 @@ class GradientMatching:
             losses.append(loss)
             finite.append(sound)
         whole = torch.cat(finite)
-        count = whole.view(-1, self._per_run).sum(1).clamp(min=1).view(-1, *[1] * (images.ndim - 1))
-        return ImageGradient(gradient=total / count, loss=torch.cat(losses), finite=whole)
+        mean = per_finite_student(total, whole, self._per_run)
+        return OuterGradient(gradients={"images": mean}, loss=torch.cat(losses), finite=whole)
 
     def _chunk_gradient(
         self, images: Tensor, students: Students, start: int, step: int
@@ -202,7 +195,7 @@ class GradientMatching:
             own = torch.cat(
                 [
                     images[run].expand(count, *images.shape[1:])
-                    for run, count in _runs_of(start, len(indices), self._per_run)
+                    for run, count in runs_of(start, len(indices), self._per_run)
                 ]
             )
             return own if draw is None else dsa.augment(own, self.strategy, draw)
@@ -224,10 +217,8 @@ class GradientMatching:
             Batch(images=view, labels=self._labels),
             self.matching,
         )
-        # a sum is finite where its terms are; masked before it is pulled back, a NaN reaches no image
-        finite = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()
-        shown = torch.where(finite.view(-1, *[1] * (cotangent.ndim - 1)), cotangent, 0)
-        return pull(shown), loss, finite
+        finite = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()  # a sum is finite where its terms are
+        return pull(masked(cotangent, finite)), loss, finite
 
     def _siamese(self, indices: Tensor, step: int) -> dsa.Draw | None:
         if not self.strategy.operations:
@@ -242,12 +233,12 @@ class GradientMatching:
             return real
         return Batch(images=dsa.augment(real.images, self.strategy, draw), labels=real.labels)
 
-    def locate(self, images: Tensor, students: Students, step: int, student: int) -> str:
+    def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
         """Where a student of ``students``, as it was matched at a step, stopped being finite; see `first_nonfinite`."""
         own = students.some(slice(student, student + 1))
         draw = self._siamese(own.indices, step)
         run = student // self._per_run
-        synthetic = images[run : run + 1]
+        synthetic = learned["images"][run : run + 1]
         if draw is not None:
             synthetic = dsa.augment(synthetic, self.strategy, draw)
         real = self._real(own.indices, step, draw)
@@ -261,11 +252,12 @@ class GradientMatching:
             },
         )
 
-    def advance(self, images: Tensor, students: Students, step: int) -> Students | None:
+    def advance(self, learned: Mapping[str, Tensor], students: Students, step: int) -> Students | None:
         """Trains the students on the images after an update; None where new students begin at the next step."""
         config = self._config
         if (step + 1) % config.outer_loop == 0:
             return None
+        images = learned["images"]
         flat, labels = images.flatten(1, 2), self._labels.flatten()
         own = flat[0] if images.shape[0] == 1 else flat.repeat_interleave(self._per_run, dim=0)
         indices = students.indices
@@ -294,13 +286,3 @@ class GradientMatching:
             augment=augment if self.strategy.operations else None,
         )
         return Students(indices=indices, weights=weights, buffers=buffers)
-
-
-def _runs_of(start: int, count: int, per_run: int) -> list[tuple[int, int]]:
-    """How many of the students ``start`` to ``start + count − 1`` belong to each run they touch."""
-    runs: list[tuple[int, int]] = []
-    while count:
-        here = min(count, per_run - start % per_run)
-        runs.append((start // per_run, here))
-        start, count = start + here, count - here
-    return runs

@@ -81,7 +81,7 @@ def _arms(run: RunFolder) -> Table:
 
 
 def _arm(arm: Mapping[str, Any]) -> tuple[Cell, ...]:
-    seconds = number(arm.get("seconds"))
+    seconds, steps = number(arm.get("seconds")), number(arm.get("steps"))
     return (
         words(str(arm.get("arm", "?"))),
         accuracy(arm.get("mean"), arm.get("std"), look="strong"),
@@ -90,7 +90,8 @@ def _arm(arm: Mapping[str, Any]) -> tuple[Cell, ...]:
             share=min(1.0, max(0.0, number(arm.get("mean")) or 0.0)),
             reference=not facts.is_distilled(arm),
         ),
-        *(figure(number(arm.get(key)), count) for key in ("students", "images", "epochs")),
+        *(figure(number(arm.get(key)), count) for key in ("students", "images")),
+        figure(number(arm.get("epochs")), count) if not steps else figure(steps, lambda steps: f"{count(steps)} steps"),
         # the last images were also the selected ones, so their students are not trained again
         Cell(text="the same images", key="0") if seconds == 0 else figure(seconds, duration),
     )

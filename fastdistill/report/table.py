@@ -34,7 +34,7 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
             str(arm["images"]),
             f"{100 * arm['mean']:.1f} ± {100 * arm['std']:.1f} %",
             str(arm["students"]),
-            str(arm["epochs"]),
+            f"{arm['steps']} steps" if arm.get("steps") else str(arm["epochs"]),
             f"{arm['seconds']:.1f} s" if arm["seconds"] else "the same images",
         )
     console.print(table)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from fastdistill.data.class_index import class_index
+from fastdistill.data.class_index import class_index, one_class
 
 
 def test_index_lists_every_class_in_ascending_order() -> None:
@@ -22,3 +22,10 @@ def test_no_image_at_all() -> None:
     index = class_index(torch.zeros(0, dtype=torch.int64), 3)
     assert index.sizes == (0, 0, 0)
     assert index.of_class(1).shape == (0,)
+
+
+def test_one_class_is_that_of_equal_labels() -> None:
+    found, expected = one_class(5, torch.device("cpu")), class_index(torch.zeros(5, dtype=torch.int64), 1)
+    assert found.sizes == expected.sizes
+    for name in ("order", "starts", "counts"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))

@@ -34,7 +34,9 @@ def state(step, *, students=True):
         weights=torch.randn(2, 5, generator=torch.Generator().manual_seed(step), dtype=torch.float64),
         buffers={"norm.running_mean": torch.ones(2, 3), "norm.num_batches_tracked": torch.tensor([1, 2])},
     )
-    return State(step=step, images=images, velocity=images * 2, students=some if students else None)
+    learned = {"images": images, "rates": images.flatten(1)[:, :3]}
+    moments = {"images.velocity": images * 2, "rates.velocity": images.flatten(1)[:, :3] * 3}
+    return State(step=step, learned=learned, moments=moments, students=some if students else None)
 
 
 def save(folder, step, best=None, **options):
@@ -44,15 +46,19 @@ def save(folder, step, best=None, **options):
 @pytest.mark.parametrize("students", [True, False])
 def test_everything_comes_back(tmp_path, students):
     saved = state(7, students=students)
-    best = Best(images=saved.images, accuracy=(0.25,), step=(7,))  # the same tensor as the last images
+    best = Best(learned=saved.learned, accuracy=(0.25,), step=(7,))  # the same tensor as the last images
     save(tmp_path, 7, best, students=students)
     found = load_checkpoint(tmp_path, "h", "d")
     assert found.plan == PLAN
     assert found.elapsed_s == 1.5
     assert (found.state.step, found.best.step, found.best.accuracy) == (7, (7,), (0.25,))
-    assert torch.equal(found.state.images, saved.images)
-    assert torch.equal(found.state.velocity, saved.velocity)
-    assert torch.equal(found.best.images, best.images)
+    for whole, expected in (
+        (found.state.learned, saved.learned),
+        (found.state.moments, saved.moments),
+        (found.best.learned, best.learned),
+    ):
+        assert whole.keys() == expected.keys()
+        assert all(torch.equal(whole[name], expected[name]) for name in expected)
     if students:
         assert torch.equal(found.state.students.weights, saved.students.weights)
         for name, value in saved.students.buffers.items():

@@ -1,13 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, UnrolledConfig, matching_recipe
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.loop import counting
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state, make_method
+from fastdistill.loop.setup import initial_state, make_descent, make_method
 from fastdistill.loop.sizes import Sizes
 
 
@@ -61,8 +63,28 @@ def test_a_step_is_counted_as_it_runs(sizes, train, method, runs, chunk):
     plan = make_plan(settings, sizes.shape, 10, sizes=sizes)
     state, run = initial_state(settings, plan, train), make_method(settings, plan, train)
     found = counting.step(settings, plan, sizes)
-    real = counted(lambda: outer_step(run, state, learning_rate=0.1, momentum=0.5))
+    real = counted(lambda: outer_step(run, make_descent(settings.method), state))
     assert found.peak == real.peak
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("runs", "chunk", "keep"), [(1, 0, 1), (2, 3, 1), (2, 0, 2)])
+def test_an_unrolled_step_is_counted_as_it_runs(sizes, train, optimizer, runs, chunk, keep):
+    settings = config(runs=runs, chunk=chunk, ipc=2)
+    settings = replace(
+        settings,
+        method=UnrolledConfig(optimizer=optimizer, batches=2, epochs=2, real_batch=32, keep=keep),
+        evaluation=EvaluationConfig(protocol="own" if optimizer == "sgd" else "default"),
+    )
+    plan = make_plan(settings, sizes.shape, 10, sizes=sizes)
+    state, run = initial_state(settings, plan, train), make_method(settings, plan, train)
+    found = counting.step(settings, plan, sizes)
+    assert found.peak == counted(lambda: outer_step(run, make_descent(settings.method), state)).peak
+    assert counting.training(settings, plan, sizes) == Footprint()
+    moments = sum(value.nbytes for value in state.moments.values())
+    learned = sum(value.nbytes for value in state.learned.values())
+    assert counting.saving_bytes(settings, plan, sizes) == 2 * (learned + moments)
+    assert counting.state_bytes(settings, plan, sizes) == 2 * (learned + moments)
 
 
 def test_training_between_steps_is_counted_as_it_runs(sizes, train):
@@ -71,7 +93,7 @@ def test_training_between_steps_is_counted_as_it_runs(sizes, train):
     state, run = initial_state(settings, plan, train), make_method(settings, plan, train)
     students = run.fresh(0)
     found = counting.training(settings, plan, sizes)
-    assert found.peak == counted(lambda: run.advance(state.images, students, 0)).peak
+    assert found.peak == counted(lambda: run.advance(state.learned, students, 0)).peak
     assert counting.training(config(), plan, sizes) == Footprint()
 
 

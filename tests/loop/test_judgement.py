@@ -1,13 +1,16 @@
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
-from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, UnrolledConfig, matching_recipe
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.evaluation.arms import Judge
 from fastdistill.loop.judgement import selection, table
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state
+from fastdistill.loop.setup import initial_state, replay_of
 from fastdistill.loop.sizes import Sizes
 from fastdistill.progress import Silent
 
@@ -69,9 +72,9 @@ def test_a_selection_is_counted_as_it_runs(sizes, train, runs):
     _, held_out = sizes.split(0.1)
     validation = train.subset(torch.arange(held_out))
     judge = Judge(settings, train, validation, validation, plan.torch_dtype)
-    images = initial_state(settings, plan, train).images
+    learned = initial_state(settings, plan, train).learned
     assert selection(settings, plan, sizes).peak == pytest.approx(
-        counted(lambda: judge.validate(images)).peak, rel=0.01
+        counted(lambda: judge.validate(learned)).peak, rel=0.01
     )
     assert selection(config(), plan, sizes) == Footprint()
 
@@ -81,7 +84,26 @@ def test_the_table_is_counted_as_it_runs(digits, sizes, train, method):
     settings = config(method=method, ipc=2, runs=2)
     plan = make_plan(settings, sizes.shape, 10, sizes=sizes)
     judge = Judge(settings, train, train, digits.test, plan.torch_dtype)
-    judge._protocol = judge._protocol.with_epochs(1)
-    images = initial_state(settings, plan, train).images
-    real = counted(lambda: list(judge.arms(images, None, Silent())))
+    rules = judge._protocol
+    judge._protocol = lambda learned: rules(learned).with_epochs(1)
+    learned = initial_state(settings, plan, train).learned
+    real = counted(lambda: list(judge.arms(learned, None, Silent())))
+    assert table(settings, plan, sizes).peak == pytest.approx(real.peak, rel=0.01)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("initialization", ["fresh", "fixed"])
+def test_a_replay_is_counted_as_it_runs(digits, sizes, train, runs, initialization):
+    base = config(ipc=2, runs=runs)
+    settings = replace(
+        base,
+        student=replace(base.student, initialization=initialization),
+        method=UnrolledConfig(batches=2, epochs=2, real_batch=32),
+        evaluation=replace(base.evaluation, protocol="own", whole_epochs=0, validation_every=5),
+    )
+    plan = make_plan(settings, sizes.shape, 10, sizes=sizes)
+    replay = partial(replay_of, settings, train)
+    judge = Judge(settings, train, train, digits.test, plan.torch_dtype, replay=replay)
+    learned = initial_state(settings, plan, train).learned
+    real = counted(lambda: list(judge.arms(learned, None, Silent())))
     assert table(settings, plan, sizes).peak == pytest.approx(real.peak, rel=0.01)

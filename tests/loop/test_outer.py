@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from fastdistill.config import MatchingConfig
+from fastdistill.loop.descent import Momentum
 from fastdistill.loop.guard import _WINDOW, Guard
 from fastdistill.loop.outer import Best, State, Step, outer_step, outer_steps
-from fastdistill.methods.image_gradient import ImageGradient
+from fastdistill.methods.outer_gradient import OuterGradient
 from fastdistill.students.ensemble import Students
 
 
@@ -21,28 +21,34 @@ class Quadratic:
     def prepare(self, students, step):
         return students
 
-    def gradient(self, images, students, step):
+    def gradient(self, learned, students, step):
+        images = learned["images"]
         self.calls.append(("gradient", step, float(students.weights[0, 0])))
         loss = ((images - self.target) ** 2).sum() / 2
-        return ImageGradient(
-            gradient=images - self.target, loss=torch.stack([loss, 3 * loss]), finite=torch.ones(2, dtype=torch.bool)
+        return OuterGradient(
+            gradients={"images": images - self.target},
+            loss=torch.stack([loss, 3 * loss]),
+            finite=torch.ones(2, dtype=torch.bool),
         )
 
-    def advance(self, images, students, step):
+    def advance(self, learned, students, step):
         if (step + 1) % self.loop == 0:
             return None
         return Students(indices=students.indices, weights=students.weights + 1, buffers={})
+
+
+def starting(images, step=0):
+    return State(step=step, learned={"images": images}, moments={"images.velocity": torch.zeros_like(images)})
 
 
 def test_images_move_by_sgd_with_momentum():
     start = torch.randn(1, 2, 1, 1, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = torch.ones_like(start)
     method = Quadratic(target, 1)
-    state = State(step=0, images=start, velocity=torch.zeros_like(start))
-    config = MatchingConfig(image_learning_rate=0.1, image_momentum=0.5)
+    state, descent = starting(start), Momentum(rates={"images": 0.1}, momentum=0.5)
     expected = start.clone().requires_grad_()
     optimizer = torch.optim.SGD([expected], lr=0.1, momentum=0.5)
-    for found, step in outer_steps(method, state, config, 6):
+    for found, step in outer_steps(method, descent, state, 6):
         loss = ((expected - target) ** 2).sum() / 2
         assert torch.allclose(step.values["outer/loss"], 2 * loss)
         assert torch.allclose(step.values["outer/loss_std"], loss)
@@ -55,21 +61,22 @@ def test_images_move_by_sgd_with_momentum():
 
 def test_the_best_images_are_chosen_for_every_run_by_itself():
     def at(step):
-        images = torch.full((3, 1, 1, 1, 2, 2), float(step))
-        return State(step=step, images=images, velocity=images)
+        learned = {"images": torch.full((3, 1, 1, 1, 2, 2), float(step)), "rates": torch.full((3, 4), float(step))}
+        return State(step=step, learned=learned, moments={})
 
     best = Best.choose(None, at(1), (0.5, 0.5, 0.5))
     best = Best.choose(best, at(2), (0.6, 0.4, 0.5))
     assert best.accuracy == (0.6, 0.5, 0.5)
     assert best.step == (2, 1, 1)
-    assert best.images[:, 0, 0, 0, 0, 0].tolist() == [2.0, 1.0, 1.0]
+    assert best.learned["images"][:, 0, 0, 0, 0, 0].tolist() == [2.0, 1.0, 1.0]
+    assert best.learned["rates"][:, 3].tolist() == [2.0, 1.0, 1.0]
 
 
 def test_students_live_for_the_outer_loop():
     start = torch.zeros(1, 1, 1, 1, 1, 1)
     method = Quadratic(start, 3)
-    state = State(step=0, images=start, velocity=start)
-    states = [found for found, _ in outer_steps(method, state, MatchingConfig(), 5)]
+    descent = Momentum(rates={"images": 0.1}, momentum=0.5)
+    states = [found for found, _ in outer_steps(method, descent, starting(start), 5)]
     assert [call for call in method.calls if call[0] == "fresh"] == [("fresh", 0), ("fresh", 3)]
     assert [call[2] for call in method.calls if call[0] == "gradient"] == [0, 1, 2, 0, 1]
     assert [found.students is None for found in states] == [False, False, True, False, False]
@@ -78,8 +85,8 @@ def test_students_live_for_the_outer_loop():
 class Fixed:
     """A method whose students say what they are told to say."""
 
-    def __init__(self, gradient, loss, finite):
-        self.found = ImageGradient(gradient=gradient, loss=loss, finite=finite)
+    def __init__(self, gradients, loss, finite):
+        self.found = OuterGradient(gradients=gradients, loss=loss, finite=finite)
 
     def fresh(self, step):
         return Students(indices=torch.arange(4), weights=torch.zeros(4, 1), buffers={})
@@ -87,19 +94,22 @@ class Fixed:
     def prepare(self, students, step):
         return students
 
-    def gradient(self, images, students, step):
+    def gradient(self, learned, students, step):
         return self.found
 
-    def advance(self, images, students, step):
+    def advance(self, learned, students, step):
         return None
 
 
-def step_with(finite, gradient=1.0, share=0.25, device="cpu"):
+def step_with(finite, gradient=1.0, share=0.25, device="cpu", rates=1.0):
     images = torch.ones(1, 2, 1, 1, 1, 1, device=device)
     loss = torch.tensor([1.0, 2.0, 3.0, torch.nan], device=device)
-    method = Fixed(torch.full_like(images, gradient), loss, torch.tensor(finite, device=device))
-    state = State(step=3, images=images, velocity=torch.zeros_like(images))
-    return outer_step(method, state, learning_rate=0.5, momentum=0.5, masked_share=share)
+    learned = {"images": images, "rates": torch.ones(1, 2, device=device)}
+    gradients = {"images": torch.full_like(images, gradient), "rates": torch.full((1, 2), rates, device=device)}
+    method = Fixed(gradients, loss, torch.tensor(finite, device=device))
+    descent = Momentum(rates={"images": 0.5, "rates": 0.5}, momentum=0.5)
+    state = State(step=3, learned=learned, moments=descent.start(learned))
+    return outer_step(method, descent, state, masked_share=share)
 
 
 def test_masked_students_count_for_nothing_in_the_metrics():
@@ -112,14 +122,20 @@ def test_masked_students_count_for_nothing_in_the_metrics():
 
 
 @pytest.mark.parametrize(
-    ("finite", "gradient", "share"),
-    [([True, True, False, False], 1.0, 0.25), ([True, True, True, False], 1.0, 0.0), ([True] * 4, torch.inf, 1.0)],
+    ("finite", "gradient", "share", "rates"),
+    [
+        ([True, True, False, False], 1.0, 0.25, 1.0),
+        ([True, True, True, False], 1.0, 0.0, 1.0),
+        ([True] * 4, torch.inf, 1.0, 1.0),
+        ([True] * 4, 1.0, 1.0, torch.inf),
+    ],
 )
-def test_a_step_that_is_not_sound_moves_nothing(finite, gradient, share):
-    state, step = step_with(finite, gradient, share)
+def test_a_step_that_is_not_sound_moves_nothing(finite, gradient, share, rates):
+    state, step = step_with(finite, gradient, share, rates=rates)
     assert not bool(step.sound)
-    assert (state.images == 1).all()
-    assert (state.velocity == 0).all()
+    assert all((value == 1).all() for value in state.learned.values())
+    assert all((value == 0).all() for value in state.moments.values())
+    assert len(state.learned) == len(state.moments) == 2
 
 
 def test_a_step_never_waits_for_the_device():
@@ -131,7 +147,7 @@ def test_a_step_never_waits_for_the_device():
 
 def test_the_guard_waits_for_the_device_only_when_it_looks():
     images = torch.zeros(1, 1, 1, 1, 1, 1, device="meta")
-    before = State(step=0, images=images, velocity=images)
+    before = State(step=0, learned={"images": images}, moments={})
     guard = Guard(None, print)
     flag = torch.ones(2, dtype=torch.bool, device="meta")
     for _ in range(_WINDOW - 1):

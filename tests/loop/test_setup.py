@@ -24,8 +24,8 @@ def test_the_first_state_and_the_artefact_fit_the_configuration():
     config, train, plan = prepare(start="real")
     state = initial_state(config, plan, train)
     assert state.images.shape == (2, 10, 2, 1, 8, 8)
-    assert state.velocity.eq(0).all()
-    distilled = as_distilled(config, state.images, train, "digits", "hash")
+    assert state.moments["images.velocity"].eq(0).all()
+    distilled = as_distilled(config, state.learned, train, "digits", "hash")
     assert distilled.images.shape == (2, 20, 1, 8, 8)
     assert distilled.labels.tolist() == [label for label in range(10) for _ in range(2)]
     assert torch.equal(distilled.images[1, 4], state.images[1, 2, 0])

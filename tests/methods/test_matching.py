@@ -15,7 +15,8 @@ from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.draws import Purpose
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.setup import initial_state, make_method
-from fastdistill.methods.matching import Batch, GradientMatching, Primitives
+from fastdistill.methods.matching import Batch, GradientMatching
+from fastdistill.methods.primitives import Primitives
 from fastdistill.students.ensemble import Ensemble, student_module
 
 CLASSES, REAL, SHAPE = 3, 6, (1, 8, 8)
@@ -83,8 +84,8 @@ def test_image_gradient_equals_the_textbook(students, ipc, augmentation, batchin
     synthetic = images(1, CLASSES, ipc, seed=7, device=device)
     for step in (0, 3):
         drawn = method.fresh(step)
-        found = method.gradient(synthetic, drawn, step)
-        gradient, loss = found.gradient, found.loss
+        found = method.gradient({"images": synthetic}, drawn, step)
+        gradient, loss = found.gradients["images"], found.loss
         expected, losses = torch.zeros_like(synthetic[0]), []
         for k in range(students):
             network = textbook_network(layout, drawn.weights[k])
@@ -102,7 +103,7 @@ def test_every_distance_equals_the_textbook(distance, device):
     method, sample, layout = make(config, students=1, device=device)
     synthetic = images(1, CLASSES, 1, seed=7, device=device)
     drawn = method.fresh(0)
-    gradient = method.gradient(synthetic, drawn, 0).gradient
+    gradient = method.gradient({"images": synthetic}, drawn, 0).gradients["images"]
     network = textbook_network(layout, drawn.weights[0])
     real = list(sample(None, 0, drawn.indices, REAL).images[0])
     assert relative(gradient[0], image_gradient(network, real, synthetic[0], distance)) <= 1e-8
@@ -113,7 +114,7 @@ def test_pooled_matching_is_one_class_of_everything(device):
     method, sample, layout = make(config, students=2, ipc=2, device=device)
     synthetic = images(1, CLASSES, 2, seed=7, device=device)
     drawn = method.fresh(0)
-    gradient = method.gradient(synthetic, drawn, 0).gradient
+    gradient = method.gradient({"images": synthetic}, drawn, 0).gradients["images"]
     expected = torch.zeros_like(synthetic)
     labels = torch.arange(CLASSES, device=device)
     for k in range(2):
@@ -139,12 +140,12 @@ def test_runs_at_once_equal_runs_alone_and_chunks_change_nothing(augmentation, c
     together, _, _ = make(config, students=3, runs=2, chunk=chunk, device=device)
     synthetic = images(2, CLASSES, 1, seed=7, device=device)
     drawn = together.fresh(0)
-    both = together.gradient(synthetic, drawn, 0)
-    gradient, loss = both.gradient, both.loss
+    both = together.gradient({"images": synthetic}, drawn, 0)
+    gradient, loss = both.gradients["images"], both.loss
     alone, _, _ = make(config, students=3, device=device)
     for run in range(2):
-        single = alone.gradient(synthetic[run : run + 1], drawn.some(slice(3 * run, 3 * run + 3)), 0)
-        own, own_loss = single.gradient, single.loss
+        single = alone.gradient({"images": synthetic[run : run + 1]}, drawn.some(slice(3 * run, 3 * run + 3)), 0)
+        own, own_loss = single.gradients["images"], single.loss
         assert relative(gradient[run : run + 1], own) <= 1e-12
         assert torch.allclose(loss[3 * run : 3 * run + 3], own_loss, rtol=1e-12)
 
@@ -155,8 +156,8 @@ def test_students_train_between_updates(augmentation, device):
     method, _, layout = make(config, students=2, ipc=2, device=device)
     synthetic = images(1, CLASSES, 2, seed=7, device=device)
     drawn = method.fresh(0)
-    trained = method.advance(synthetic, drawn, 0)
-    assert method.advance(synthetic, drawn, 1) is None  # new students begin after the last update
+    trained = method.advance({"images": synthetic}, drawn, 0)
+    assert method.advance({"images": synthetic}, drawn, 1) is None  # new students begin after the last update
     labels = torch.arange(CLASSES, device=device).repeat_interleave(2)
     flat = synthetic[0].flatten(0, 1)
     for k in range(2):
@@ -206,8 +207,8 @@ def test_a_real_mnist_step_equals_the_textbook(real_data):
     plan = make_plan(config, data.shape, data.num_classes)
     state, method = initial_state(config, plan, data), make_method(config, plan, data)
     drawn = method.fresh(0)
-    found = method.gradient(state.images, drawn, 0)
-    gradient, loss = found.gradient, found.loss
+    found = method.gradient(state.learned, drawn, 0)
+    gradient, loss = found.gradients["images"], found.loss
     network = NaiveConvNet(1, 10, width=128, image_size=28).double()
     with torch.no_grad():
         views = plan_layout(config, data).views(drawn.weights[0]).values()
@@ -237,7 +238,7 @@ def test_batch_norm_statistics_are_those_of_real_images_before_every_match(devic
             network.train()(sample(None, step, students.indices[k : k + 1], 16).images[0].flatten(0, 1))
             for name, expected in network.named_buffers():
                 assert torch.allclose(prepared.buffers[name][k].double(), expected.double(), rtol=1e-10), name
-        students = method.advance(synthetic, prepared, step)
+        students = method.advance({"images": synthetic}, prepared, step)
         counter = next(name for name in students.buffers if name.endswith("num_batches_tracked"))
         assert students.buffers[counter].tolist() == [3 * (step + 1)] * 3  # one real batch, two epochs of training
 
@@ -247,7 +248,7 @@ def test_batch_norm_statistics_are_frozen_for_the_match(device):
     method, _, _ = make(config, students=2, device=device, norm="batch")
     drawn = method.prepare(method.fresh(0), 0)
     before = {name: buffer.clone() for name, buffer in drawn.buffers.items()}
-    gradient = method.gradient(images(1, CLASSES, 1, seed=7, device=device), drawn, 0).gradient
+    gradient = method.gradient({"images": images(1, CLASSES, 1, seed=7, device=device)}, drawn, 0).gradients["images"]
     assert gradient.isfinite().all()
     assert gradient.norm() > 0
     assert all(torch.equal(drawn.buffers[name], value) for name, value in before.items())
@@ -268,23 +269,25 @@ def test_a_poisoned_student_is_masked_and_leaves_the_others_their_bits(batching,
     method, _, layout = make(config, students=5, chunk=chunk, batching=batching, device=device)
     synthetic = images(1, CLASSES, 1, seed=7, device=device)
     drawn = method.fresh(0)
-    clean = method.gradient(synthetic, drawn, 0)
+    clean = method.gradient({"images": synthetic}, drawn, 0)
     assert clean.finite.all()
     layout.views(drawn.weights)["body.1.convolution.weight"][3, 0, 0, 0, 0] = torch.nan
-    found = method.gradient(synthetic, drawn, 0)
+    found = method.gradient({"images": synthetic}, drawn, 0)
     assert found.finite.tolist() == [True, True, True, False, True]
     kept = found.finite
     assert torch.equal(found.loss[kept], clean.loss[kept])
-    assert found.gradient.isfinite().all()
+    assert found.gradients["images"].isfinite().all()
     # φ's gradient is the mean of the other four, as if they had been alone
     expected = torch.zeros_like(synthetic)
     for student in kept.nonzero()[:, 0].tolist():
         alone, _, _ = make(config, students=1, batching=batching, device=device)
         alone._per_run = 1
-        expected += alone.gradient(synthetic, drawn.some(slice(student, student + 1)), 0).gradient / 4
-    assert relative(found.gradient, expected) < 1e-12
-    assert method.locate(synthetic, drawn, 0, 3) == "weights body.1.convolution.weight"
-    assert method.locate(synthetic, drawn, 0, 2) == ""
+        expected += (
+            alone.gradient({"images": synthetic}, drawn.some(slice(student, student + 1)), 0).gradients["images"] / 4
+        )
+    assert relative(found.gradients["images"], expected) < 1e-12
+    assert method.locate({"images": synthetic}, drawn, 0, 3) == "weights body.1.convolution.weight"
+    assert method.locate({"images": synthetic}, drawn, 0, 2) == ""
 
 
 @pytest.mark.parametrize("augmentation", ["none", "color_crop_cutout_flip_scale_rotate"])
@@ -310,8 +313,9 @@ def test_a_gradient_never_waits_for_the_device(augmentation):
         chunk=2,
         seed=5,
     )
-    found = method.gradient(torch.empty(1, CLASSES, 1, *SHAPE, dtype=torch.float64, device=meta), method.fresh(0), 0)
-    assert found.gradient.is_meta
+    learned = {"images": torch.empty(1, CLASSES, 1, *SHAPE, dtype=torch.float64, device=meta)}
+    found = method.gradient(learned, method.fresh(0), 0)
+    assert found.gradients["images"].is_meta
     assert found.finite.shape == (3,)
 
 
@@ -319,7 +323,7 @@ def test_a_run_without_any_finite_student_does_not_move(device):
     method, _, _ = make(MatchingConfig(), students=2, runs=2, device=device)
     drawn = method.fresh(0)
     drawn.weights[:2] = torch.inf
-    found = method.gradient(images(2, CLASSES, 1, seed=7, device=device), drawn, 0)
+    found = method.gradient({"images": images(2, CLASSES, 1, seed=7, device=device)}, drawn, 0)
     assert found.finite.tolist() == [False, False, True, True]
-    assert not found.gradient[0].any()
-    assert found.gradient[1].any()
+    assert not found.gradients["images"][0].any()
+    assert found.gradients["images"][1].any()

@@ -87,7 +87,7 @@ def test_checkpoints(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = torch.ones(1, 2, 1, 1, 2, 2)
     plan = make_plan(RunConfig(device="cpu"), (1, 8, 8), 2)
     for step in (1, 2):
-        state = State(step=step, images=images, velocity=images)
+        state = State(step=step, learned={"images": images}, moments={"images.velocity": images})
         path = save_checkpoint(tmp_path, state, None, plan, config_hash="h", data_hash="d", elapsed_s=0.0)
     caplog.set_level(logging.CRITICAL)
     for file in sorted(path.iterdir()):
