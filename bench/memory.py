@@ -26,17 +26,7 @@ from torch import Tensor
 
 import fastdistill.evaluation.arms
 import fastdistill.evaluation.evaluate
-from fastdistill.config import (
-    METHODS,
-    DataConfig,
-    EvaluationConfig,
-    MatchingConfig,
-    MethodConfig,
-    RunConfig,
-    StudentConfig,
-    preset_path,
-    presets,
-)
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, preset_path, presets
 from fastdistill.data.arrays import from_arrays
 from fastdistill.data.sources import RealData, load_source
 from fastdistill.derivatives import plan as batching_plan
@@ -48,6 +38,7 @@ from fastdistill.loop.memory import Forecast, forecast, forecast_here
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.run import run
 from fastdistill.loop.sizes import Sizes
+from fastdistill.method_configs import METHODS, MatchingConfig, MethodConfig
 
 # (D, H, W), classes, training images and test images
 SHAPES = {

@@ -16,12 +16,13 @@ from torch import Tensor
 from bench.naive.convnet import ConvNet
 from bench.naive.matching import dc_step, image_optimizer
 from bench.timing import interleaved, paired_ratio, write_results
-from fastdistill.config import RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import RunConfig, StudentConfig
 from fastdistill.data.arrays import from_arrays
 from fastdistill.data.store import ImageStore
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.setup import initial_state, make_descent, make_method
+from fastdistill.method_configs import matching_recipe
 
 # name: (width, channels, height, real images per class, images per class)
 WORKLOADS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.arrays import ArrayLike, from_arrays, image_tensor, label_tensor
 from fastdistill.data.datasets import from_dataset
 from fastdistill.data.store import ImageStore
@@ -18,6 +18,7 @@ from fastdistill.loop.guard import Guard
 from fastdistill.loop.outer import outer_steps
 from fastdistill.loop.plan import make_plan, resolve_device
 from fastdistill.loop.setup import as_distilled, initial_state, make_descent, make_method
+from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent, Talkative
 from fastdistill.students.ensemble import student_module
 from fastdistill.synthetic.distilled import Distilled
@@ -140,9 +141,9 @@ def evaluate(
     student = student or StudentConfig()
     if isinstance(distilled, str | Path):
         distilled = load(distilled)
-    schedule = None
+    schedule = learning_rate = None
     if isinstance(distilled, Distilled):
-        schedule = distilled.schedule
+        schedule, learning_rate = distilled.schedule, distilled.learning_rate
         normalization, class_names, unit = distilled.normalization, distilled.class_names, distilled.unit
         images, labels = distilled.images, distilled.labels
         name, align_corners = dataset or distilled.dataset, distilled.align_corners
@@ -168,7 +169,15 @@ def evaluate(
             f"expected test images of the training images' size {tuple(images.shape[-3:])}, got {test.shape}: resize "
             "them"
         )
-    chosen = protocol_for(schedule, protocol, "default", dataset=name, student=student, align_corners=align_corners)
+    chosen = protocol_for(
+        schedule,
+        protocol,
+        "default",
+        dataset=name,
+        student=student,
+        align_corners=align_corners,
+        learning_rate=learning_rate,
+    )
     return evaluate_images(
         student_module(student, test.shape, test.num_classes),
         images.to(place),

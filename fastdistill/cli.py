@@ -17,7 +17,7 @@ import yaml
 
 from fastdistill.config import StudentConfig, preset_path, presets
 from fastdistill.failures import RunFailed, Stopped
-from fastdistill.options import parse_evaluate, parse_export, parse_run, plain_parser, report_parser
+from fastdistill.options import parse_evaluate, parse_experts, parse_export, parse_run, plain_parser, report_parser
 
 DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 _ADVICE = {
@@ -35,6 +35,7 @@ Distils a training set into a handful of synthetic images.
   fastdistill evaluate RUN [options]       train fresh students on a run's images and test them
   fastdistill export RUN --to FORM         write a run's images for other programs: safetensors, png, pt, hf
   fastdistill report RUN...                write one page about a run, or comparing several
+  fastdistill experts [PRESET] [options]   train experts for trajectory matching
   fastdistill presets                      list the presets
   fastdistill env                          describe this machine, for reports
 
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "export": _export,
         "report": _report,
+        "experts": _experts,
         "presets": _presets,
         "env": _env,
     }
@@ -195,6 +197,18 @@ def _report(words: list[str]) -> int:
         print(write_report(runs[0], Path(options.output) if options.output else None))
     else:
         print(write_comparison(runs, Path(options.output or "comparison.html")))
+    return DONE
+
+
+def _experts(words: list[str]) -> int:
+    config = parse_experts(words)
+    from fastdistill.loop.experts import train_experts
+    from fastdistill.loop.stop import Stop
+    from fastdistill.progress import Talkative
+
+    stop = Stop(_tell)
+    with stop.on_signals():
+        print(train_experts(config, progress=Talkative(), stop=stop))
     return DONE
 
 

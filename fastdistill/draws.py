@@ -31,6 +31,12 @@ class Purpose(IntEnum):
     TEST_SPLIT = 12
     NORM_STATISTICS = 13
     AUGMENTATION_NOISE = 14
+    EXPERT_WEIGHTS = 15
+    EXPERT_MINIBATCH = 16
+    EXPERT_AUGMENTATION = 17
+    WINDOW = 18
+    EXPERT_CHOICE = 19
+    EIGENVECTOR = 20
 
 
 def uniform(seed: int, purpose: Purpose, step: int, students: Tensor, count: int) -> Tensor:

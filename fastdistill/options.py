@@ -10,18 +10,23 @@ import difflib
 import re
 import reprlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from argparse import Action
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import SUPPRESS, ArgumentParser, DefaultHelpFormatter, Namespace
 
-from fastdistill.config import DEVICES, METHODS, RunConfig, StudentConfig, at_least, one_of, preset_path
+from fastdistill.checks import at_least, one_of
+from fastdistill.config import DEVICES, RunConfig, StudentConfig, preset_path
+from fastdistill.experts_config import ExpertsConfig
+from fastdistill.method_configs import METHODS
 
 DEFAULT_PRESET = "dc/digits-1"
+_BEGINNINGS = ("student.initialization", "student.pretrained")
 # what jsonargparse and argparse say, and what users are told
 _COMPLAINTS = [
     (re.compile(pattern), sentence)
@@ -64,6 +69,20 @@ class Parser(ArgumentParser):
         hint = "" if message.startswith("expected") and ": " in message else f": see {self.prog} --help"
         print(f"{self.prog}: {message}{hint}", file=sys.stderr)
         raise SystemExit(2)
+
+
+class _Terse(DefaultHelpFormatter):
+    """Help of many options on one screen: names and defaults, no types."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)  # type: ignore[no-untyped-call]
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return ", ".join(action.option_strings)
+
+    def _get_help_string(self, action: Action) -> str:
+        shown = action.default not in (None, "", SUPPRESS)
+        return f"{action.help} ({action.default})" if shown else action.help or ""
 
 
 def run_parser(preset: str | None, kind: str = "matching") -> Parser:
@@ -187,6 +206,41 @@ def _usage(verb: str) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
+def experts_parser(preset: str | None) -> Parser:
+    """The parser of ``experts``: defaults < data and student of a run's preset < ``--config`` file < flags."""
+    parser = Parser(
+        prog="fastdistill experts",
+        usage="fastdistill experts [PRESET] [--config FILE] [--name value ...]",
+        description="Train experts for trajectory matching. PRESET, a run's, lends its data and its student.",
+        formatter_class=_Terse,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    parser.add_class_arguments(ExpertsConfig, as_group=False)
+    for action in parser._actions:
+        if action.dest in ("data", "student", *_BEGINNINGS):
+            action.help = SUPPRESS
+        elif action.dest == "print_config":
+            action.help = "print these options as such a file"
+    if preset is not None:
+        values = yaml.safe_load(preset_path(preset).read_text(encoding="utf-8"))
+        lent = {f"{group}.{name}": value for group in ("data", "student") for name, value in values[group].items()}
+        # experts begin with weights of their own, whatever the preset's students do
+        parser.set_defaults({name: lent[name] for name in lent if name not in _BEGINNINGS})
+    return parser
+
+
+def parse_experts(words: Sequence[str]) -> ExpertsConfig:
+    """The configuration of ``experts``'s arguments; raises as `parse_run` does."""
+    words = list(words)
+    preset = words.pop(0) if words and not words[0].startswith("-") else None
+    with _usage("experts"):
+        for file in _files(words):
+            check_file(Path(file), dict(_keys(ExpertsConfig().as_dict())), "fastdistill experts --print_config")
+        parser = experts_parser(preset)
+        parsed = parser.instantiate(parser.parse(words))
+        return ExpertsConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(ExpertsConfig)})
+
+
 def plain_parser(verb: str, description: str) -> Parser:
     """The parser of a verb without options."""
     return Parser(prog=f"fastdistill {verb}", description=description)
@@ -206,8 +260,13 @@ def _files(words: Sequence[str]) -> Iterator[str]:
             yield word.partition("=")[2]
 
 
-def check_file(path: Path) -> None:
+def check_file(path: Path, valid: Iterable[str] = (), lister: str = "fastdistill run --print_config") -> None:
     """Refuses a configuration file that cannot be read, is no mapping or has a key that no configuration has.
+
+    Args:
+        path: the file.
+        valid: the keys there are; those of a run by default.
+        lister: the command that lists them.
 
     Raises:
         ValueError: saying which.
@@ -223,7 +282,7 @@ def check_file(path: Path) -> None:
         raise ValueError(
             f"expected a mapping of options in {path}, got {type(content).__name__}: write lines of `name: value`"
         )
-    valid = list(dict.fromkeys(name for kind in METHODS for name, _ in _keys(_defaults(kind))))
+    valid = list(valid or dict.fromkeys(name for kind in METHODS for name, _ in _keys(_defaults(kind))))
     groups = {name.partition(".")[0] for name in valid if "." in name}
     for name, value in _keys(content):
         if name in groups:
@@ -231,7 +290,7 @@ def check_file(path: Path) -> None:
                 f"expected options below {name} in {path}, got {reprlib.repr(value)}: indent them as `name: value`"
             )
         if name not in valid:
-            raise ValueError(_unknown(f"a key in {path}", name, valid, "fastdistill run --print_config"))
+            raise ValueError(_unknown(f"a key in {path}", name, valid, lister))
 
 
 def _kind(preset: str | None, files: Sequence[str], words: Sequence[str]) -> str:

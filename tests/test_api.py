@@ -94,6 +94,23 @@ def test_images_with_steps_of_their_own_are_replayed_unless_told_otherwise(digit
         fastdistill.evaluate(plain, protocol="own", **options)
 
 
+def test_soft_labels_and_the_rate_of_every_run_are_used(digits):
+    images, labels = digits
+    plain = fastdistill.distill(images[:1500], labels[:1500], runs=2, **FAST)
+    options = {"test_images": images[1500:], "test_labels": labels[1500:], "students": 2, "epochs": 30}
+    options |= {"student": SMALL, "device": "cpu"}
+
+    def judged(**changes):
+        return fastdistill.evaluate(replace(plain, **changes), **options).per_student
+
+    true = torch.eye(10).expand(2, 10, 10)
+    assert judged(labels=true.contiguous()) == judged(labels=plain.labels) == judged()
+    found = judged(labels=torch.stack([true[0], true[0].roll(1, 0)]))
+    assert found[:2] == judged()[:2] and found[2:] != judged()[2:]
+    found = judged(learning_rate=torch.tensor([0.01, 0.1]))
+    assert found[:2] == pytest.approx(judged()[:2], abs=0.01) and found[2:] != judged()[2:]
+
+
 def test_the_name_of_the_data_set_decides_what_depends_on_it(digits):
     images, labels = digits
     named = fastdistill.distill(images, labels, method="dsa", dataset="digits", **FAST)
@@ -104,7 +121,7 @@ def test_the_name_of_the_data_set_decides_what_depends_on_it(digits):
 
 
 def test_the_published_steps_are_the_default():
-    from fastdistill.config import matching_recipe
+    from fastdistill.method_configs import matching_recipe
 
     assert matching_recipe("dc", 1).steps == 1000
     assert matching_recipe("dsa", 10).steps == 10000

@@ -1,6 +1,8 @@
 import json
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -35,6 +37,32 @@ def test_a_run_from_the_command_line_ends_with_a_table(tmp_path):
     assert again.returncode == 0, again.stderr
     assert again.stdout.startswith("mlp: ")
     assert (tmp_path / "dc-digits-1" / "evaluations.jsonl").exists()
+
+
+def test_experts_from_the_command_line_are_stopped_saved_and_finished(tmp_path, capsys):
+    words = ["experts", "dc/digits-1", "--student.width=2", "--student.depth=1", "--count=2", f"--output={tmp_path}"]
+    words += ["--learning_rate=0.1", "--device=cpu", "--threads=1", "--chunk=1"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "fastdistill", *words, "--epochs=3000"], stderr=subprocess.PIPE, text=True
+    )
+    states = tmp_path / "digits-convnet-1-2" / "checkpoints"
+    while not states.is_dir() or not list(states.glob("*-000001-*")):
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    child.send_signal(signal.SIGTERM)
+    said = child.communicate(timeout=120)[1]
+    assert child.returncode == 75, said
+    assert "saved epoch " in said
+    assert said.endswith("fastdistill: stopped by SIGTERM: repeat the command to go on\n")
+    assert cli.main([*words, "--epochs=2"]) == 1
+    assert "differs in epochs (3000 there, 2 here): choose another --name" in capsys.readouterr().err
+    assert cli.main([*words, "--epochs=2", "--name=short"]) == 0
+    done = capsys.readouterr().out
+    assert done.startswith(f"{tmp_path / 'short'}: 2 experts of 2 epochs, training accuracy ")
+    assert cli.main([*words, "--epochs=2", "--name=short"]) == 0
+    again = capsys.readouterr()
+    assert again.out == done
+    assert "is finished already" in again.err
 
 
 def test_the_default_is_the_digits_preset():
@@ -96,6 +124,13 @@ def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys)
         (["export", "x", "--to=pngs"], "got 'pngs': did you mean 'png'"),
         (["export", "x"], "expected a value of to, got nothing"),
         (["report"], "expected a value of runs, got nothing"),
+        (["experts", "dc/mnst-1"], "dc/mnist-1"),
+        (["experts", "--epoch=3"], "got '--epoch': did you mean --epochs"),
+        (["experts", "--width=3"], "got '--width': did you mean --student.width"),
+        (["experts", "--count=0"], "expected count of at least 1, got 0"),
+        (["experts", "--storage=float16"], "expected storage among float32, bfloat16"),
+        (["experts", "--data.source=mnits"], "got 'mnits': did you mean 'mnist'"),
+        (["experts", "--config", "missing.yaml"], "missing.yaml"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_why(words, expected, capsys):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, is_dataclass, replace
+from dataclasses import FrozenInstanceError, is_dataclass
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
@@ -11,19 +11,8 @@ import pytest
 import yaml
 
 from fastdistill import config
-from fastdistill.config import (
-    METHODS,
-    DataConfig,
-    EvaluationConfig,
-    MatchingConfig,
-    RunConfig,
-    StudentConfig,
-    UnrolledConfig,
-    loops,
-    matching_recipe,
-    preset_path,
-    presets,
-)
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, preset_path, presets
+from fastdistill.method_configs import METHODS, TrajectoryConfig, UnrolledConfig, matching_recipe
 
 SETS = ("mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
 CELLS = [(method, source, ipc) for method in ("dc", "dsa") for source in SETS for ipc in (1, 10, 50)]
@@ -93,6 +82,7 @@ def test_a_cell_of_dataset_distillation_holds_the_published_recipe(name: str) ->
         learning_rate=0.01,
         beta1=0.5,
         beta2=0.999,
+        real_augmentation="pad_crop_flip" if "cifar10" in name else "none",
         decay_every=40 * epoch,
         decay=0.5,
     )
@@ -103,7 +93,70 @@ def test_a_cell_of_dataset_distillation_holds_the_published_recipe(name: str) ->
     assert run.method.steps % run.evaluation.validation_every == run.method.steps % run.checkpoint_every == 0
     head = preset_path(f"dd/{name}").read_text(encoding="utf-8")
     assert "Wang" in head and " % " in head.replace("%.", "% ")
-    assert ("augment the real images" in head) == name.startswith("cifar10")
+
+
+# T, expert epochs, start epochs, batch, learning rates of images and step size, step size, whitened, depth, students
+TRAJECTORY = {
+    "mtt/cifar10-1": (50, 2, 2, 0, 100.0, 1e-7, 0.01, True, 3, 5),
+    "mtt/cifar10-10": (30, 2, 20, 0, 100.0, 1e-5, 0.001, True, 3, 5),
+    "mtt/cifar10-50": (30, 2, 40, 0, 1000.0, 1e-5, 0.001, False, 3, 5),
+    "mtt/cifar100-1": (20, 3, 20, 0, 1000.0, 1e-5, 0.01, True, 3, 5),
+    "mtt/cifar100-10": (20, 2, 20, 0, 1000.0, 1e-5, 0.01, False, 3, 5),
+    "mtt/cifar100-50": (80, 2, 40, 125, 1000.0, 1e-5, 0.01, True, 3, 5),
+    "mtt/tiny-1": (10, 2, 10, 0, 10000.0, 1e-4, 0.01, False, 3, 5),
+    "mtt/tiny-10": (20, 2, 40, 200, 10000.0, 1e-4, 0.01, False, 3, 5),
+    "mtt/tiny-50": (20, 2, 40, 300, 10000.0, 1e-4, 0.01, False, 4, 5),
+    "tesla/cifar10-1": (50, 2, 5, 0, 1000.0, 1e-7, 0.01, False, 3, 3),
+    "tesla/cifar100-50": (80, 2, 40, 125, 1000.0, 1e-5, 0.01, True, 3, 3),
+}
+
+
+@pytest.mark.parametrize("name", TRAJECTORY)
+def test_a_cell_of_trajectory_matching_holds_the_published_recipe(name: str) -> None:
+    steps, epochs, starts, batch, images, rate, step_size, zca, depth, students = TRAJECTORY[name]
+    method, _, cell = name.partition("/")
+    source, _, ipc = cell.partition("-")
+    run = load(name)
+    assert run.method == TrajectoryConfig(
+        experts=run.method.experts,
+        steps=5000 if method == "mtt" else 10_000,
+        inner_steps=steps,
+        expert_epochs=epochs,
+        max_start_epoch=starts,
+        batch=batch,
+        gradient="exact" if method == "mtt" else "tesla",
+        halved=method == "tesla",
+        start="real",
+        labels="hard",
+        augmentation="color_crop_cutout_flip_scale_rotate",
+        inner_learning_rate=step_size,
+        image_learning_rate=images,
+        rate_learning_rate=rate,
+        momentum=0.5,
+    )
+    assert starts - 1 + epochs <= 50  # as long as published experts are trained
+    data = "tiny-imagenet" if source == "tiny" else source
+    assert run.method.experts == f"experts/{data}{'-zca' * zca}-convnet-{depth}-128"
+    assert run.data == DataConfig(source="folder:data/tiny-imagenet" if source == "tiny" else source, zca=zca)
+    assert run.student == StudentConfig(depth=depth)
+    assert (run.name, run.ipc, run.students, run.runs) == (f"{method}-{cell}", int(ipc), 1, 1)
+    assert (run.evaluation.protocol, run.evaluation.students) == ("dsa", students)
+    assert run.method.steps % run.evaluation.validation_every == run.method.steps % run.checkpoint_every == 0
+    head = preset_path(name).read_text(encoding="utf-8")
+    assert ("Cazenavette" if method == "mtt" else "Cui") in head and f"fastdistill experts {name}" in head
+    assert " % (" in head
+
+
+@pytest.mark.parametrize("method", ["mtt", "tesla"])
+def test_budgets_of_trajectory_matching_share_their_experts(method: str) -> None:
+    run = load(f"{method}/digits-1-cpu")
+    assert isinstance(run.method, TrajectoryConfig)
+    assert run.method.gradient == {"mtt": "exact", "tesla": "tesla"}[method]
+    assert "flip" not in run.method.augmentation  # mirrored digits are other signs
+    head = preset_path(f"{method}/digits-1-cpu").read_text(encoding="utf-8")
+    epochs = int(head.partition("--epochs ")[2].split()[0])
+    assert run.method.max_start_epoch - 1 + run.method.expert_epochs <= epochs
+    assert run.method.experts == f"experts/digits-convnet-{run.student.depth}-{run.student.width}"
 
 
 def test_a_misspelt_key_does_not_load() -> None:
@@ -111,29 +164,6 @@ def test_a_misspelt_key_does_not_load() -> None:
         build(RunConfig, {"method": {"step": 10}})
     with pytest.raises(AssertionError, match="needs float"):
         build(RunConfig, {"method": {"image_learning_rate": "1e-1"}})
-
-
-@pytest.mark.parametrize(
-    ("ipc", "expected"),
-    [(1, (1, 1)), (10, (10, 50)), (20, (20, 25)), (30, (30, 20)), (40, (40, 15)), (50, (50, 10))],
-)
-def test_loops_are_the_published_table(ipc: int, expected: tuple[int, int]) -> None:
-    assert loops(ipc) == expected
-
-
-@pytest.mark.parametrize(("ipc", "expected"), [(2, (2, 1)), (9, (9, 50)), (24, (24, 25)), (100, (100, 10))])
-def test_loops_between_the_table_take_the_nearest_entry(ipc: int, expected: tuple[int, int]) -> None:
-    assert loops(ipc) == expected
-
-
-def test_recipes_of_both_methods() -> None:
-    dc, dsa = matching_recipe("dc", 10), matching_recipe("dsa", 10)
-    assert dc == MatchingConfig(steps=10_000, outer_loop=10, inner_loop=50)
-    assert dsa == replace(dc, start="real", augmentation="color_crop_cutout_flip_scale_rotate")
-    assert matching_recipe("dsa", 10, flip=False).augmentation == "color_crop_cutout_scale_rotate"
-    assert matching_recipe("dc", 10, steps=7, distance="mse") == replace(dc, steps=7, distance="mse")
-    with pytest.raises(ValueError, match=r"^expected method among dc, dsa, got 'dca': did you mean 'd.+'$"):
-        matching_recipe("dca", 1)
 
 
 Maker = Callable[..., object]
@@ -152,25 +182,14 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (StudentConfig, {"width": 0}, "expected width of at least 1, got 0: raise it"),
     (StudentConfig, {"initialization": "pretrained"}, "got '' with 'pretrained': set both or neither"),
     (StudentConfig, {"pretrained": "folder"}, "got 'folder' with 'fresh': set both or neither"),
-    (MatchingConfig, {"distance": "cosine"}, "expected distance among ours, mse, l1, cos, got 'cosine': did you mean"),
-    (MatchingConfig, {"start": "random"}, "expected start among noise, real, got 'random': choose one of these"),
-    (MatchingConfig, {"steps": 0}, "expected steps of at least 1, got 0: raise it"),
-    (MatchingConfig, {"real_batch": 0}, "expected real_batch of at least 1, got 0: raise it"),
-    (MatchingConfig, {"outer_loop": 0}, "expected outer_loop of at least 1, got 0: raise it"),
-    (MatchingConfig, {"inner_batch": 0}, "expected inner_batch of at least 1, got 0: raise it"),
-    (MatchingConfig, {"inner_loop": -1}, "expected inner_loop of at least 0, got -1: raise it"),
-    (MatchingConfig, {"image_momentum": -0.5}, "expected an image_momentum in [0, 1), got -0.5"),
-    (MatchingConfig, {"image_learning_rate": 0.0}, "expected a positive, finite image_learning_rate, got 0.0: raise"),
-    (MatchingConfig, {"image_learning_rate": float("inf")}, "expected a positive, finite image_learning_rate, got inf"),
-    (MatchingConfig, {"inner_learning_rate": -1.0}, "expected a positive, finite inner_learning_rate, got -1.0: raise"),
-    (MatchingConfig, {"kind": "unrolled"}, "expected the kind matching of these settings, got 'unrolled': leave"),
-    (UnrolledConfig, {"kind": "matching"}, "expected the kind unrolled of these settings, got 'matching': leave"),
-    (UnrolledConfig, {"optimizer": "adm"}, "expected optimizer among sgd, momentum, adam, got 'adm': did you mean"),
-    (UnrolledConfig, {"batches": 0}, "expected batches of at least 1, got 0: raise it"),
-    (UnrolledConfig, {"keep": 0}, "expected keep of at least 1, got 0: raise it"),
-    (UnrolledConfig, {"beta1": 1.0}, "expected beta1 in [0, 1), got 1.0"),
-    (UnrolledConfig, {"learning_rate": 0.0}, "expected a positive, finite learning_rate, got 0.0"),
-    (UnrolledConfig, {"learn_momenta": True}, "got sgd with 0.9: use momentum or adam"),
+    (TrajectoryConfig, {"kind": "unrolled"}, "expected the kind trajectory of these settings, got 'unrolled': leave"),
+    (TrajectoryConfig, {"gradient": "tsla"}, "expected gradient among exact, tesla, got 'tsla': did you mean 'tesla'"),
+    (TrajectoryConfig, {"labels": "soft"}, "expected labels among hard, expert, learned, got 'soft': choose one"),
+    (TrajectoryConfig, {"inner_steps": 0}, "expected inner_steps of at least 1, got 0: raise it"),
+    (TrajectoryConfig, {"max_start_epoch": 0}, "expected max_start_epoch of at least 1, got 0: raise it"),
+    (TrajectoryConfig, {"halved": True}, "expected halved only with the gradient tesla, got exact: leave it out"),
+    (TrajectoryConfig, {"keep": 2, "storage": "bfloat16"}, "got 2 and bfloat16: choose one way to save memory"),
+    (TrajectoryConfig, {"inner_learning_rate": 1e-7}, "expected inner_learning_rate of at least 1e-06, got 1e-07"),
     (RunConfig, {"method": UnrolledConfig()}, "expected ipc to be a multiple of the 10 batches, got 1: change"),
     (EvaluationConfig, {"protocol": "dsaa"}, "expected protocol among dc, dsa, default, own, got 'dsaa': did you mean"),
     (EvaluationConfig, {"students": 0}, "expected students of at least 1, got 0: raise it"),
@@ -208,16 +227,35 @@ def test_a_wrong_value_is_refused_in_one_sentence(kind: Maker, values: dict[str,
 
 
 def test_values_at_the_limits_are_taken() -> None:
-    MatchingConfig(steps=1, inner_loop=0, image_momentum=0.0)
     StudentConfig(initialization="pretrained", pretrained="folder")
     EvaluationConfig(validation_every=0, whole_epochs=0)
     assert DataConfig(validation_fraction=0.0).validation_fraction == 0
 
 
-def test_configurations_are_frozen_and_share_no_list() -> None:
+def test_configurations_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         RunConfig().ipc = 2  # type: ignore[misc]
-    assert MatchingConfig().tensors is not MatchingConfig().tensors
+
+
+@pytest.mark.parametrize(
+    ("learn_rates", "protocol", "taken"),
+    [(True, "own", True), (True, "default", False), (False, "own", True), (False, "dsa", True)],
+)
+def test_rates_that_are_learned_are_judged_by_their_own_protocol(learn_rates: bool, protocol: str, taken: bool) -> None:
+    parts: dict[str, Any] = {
+        "method": UnrolledConfig(batches=1, learn_rates=learn_rates),
+        "evaluation": EvaluationConfig(protocol=protocol),
+    }
+    if taken:
+        assert RunConfig(**parts).evaluation.protocol == protocol
+        return
+    with pytest.raises(ValueError, match="expected the protocol own for images that are learned with rates"):
+        RunConfig(**parts)
+
+
+def test_steps_of_their_own_belong_to_unrolled_training() -> None:
+    with pytest.raises(ValueError, match=r"got own for the method matching: change evaluation\.protocol"):
+        RunConfig(evaluation=EvaluationConfig(protocol="own"))
 
 
 def test_as_dict_comes_back_through_yaml() -> None:

@@ -25,23 +25,26 @@ ROOMS = {
         "derivatives",
     },
     "api": {"loop", "evaluation", "methods", "students", "synthetic", "data", "derivatives"},
-    "loop": {"report", "evaluation", "methods", "students", "synthetic", "data", "derivatives"},
+    "loop": {"report", "evaluation", "methods", "students", "synthetic", "data", "augmentation", "derivatives"},
     "report": set(),
-    "evaluation": {"students", "augmentation", "data", "derivatives"},
+    "evaluation": {"students", "synthetic", "augmentation", "data", "derivatives"},
     "methods": {"students", "augmentation", "derivatives"},
-    "synthetic": {"data"},
+    "synthetic": {"augmentation", "data"},
     "augmentation": set(),
     "students": {"derivatives"},
     "data": set(),
     "derivatives": set(),
     "options": set(),
     "config": set(),
+    "experts_config": set(),
+    "method_configs": set(),
+    "checks": set(),
     "failures": set(),
     "draws": set(),
     "files": set(),
     "progress": set(),
 }
-NEUTRAL = {"config", "draws", "failures", "files", "progress"}
+NEUTRAL = {"config", "experts_config", "method_configs", "checks", "draws", "failures", "files", "progress"}
 
 
 def imported(path):

@@ -1,4 +1,4 @@
-"""What a program will allocate, found without allocating it: its tensors live on the meta device and are counted.
+"""What a program will allocate and compute, found without doing either: its tensors live on the meta device.
 
 A tensor counts from the operator that makes it until its storage is gone, whoever holds it: a variable, a list of
 parts, autograd's graph, a functorch level. That is what the allocator of the real device is asked for; what an
@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from fastdistill.derivatives.flops import flops
+
 LARGE = 32 * 2**20  # bytes from which glibc always maps a block by itself and gives it back when it is freed
 
 
@@ -29,11 +31,13 @@ class Footprint:
         kept: bytes left when it is done: its result.
         course: for every new height that the blocks below ``LARGE`` reach together, that height and the most bytes that
             the other blocks take until the next; a process keeps the memory of small blocks when they go.
+        flops: floating-point operations, see `flops`.
     """
 
     peak: int = 0
     kept: int = 0
     course: tuple[tuple[int, int], ...] = ()
+    flops: int = 0
 
     @property
     def small(self) -> int:
@@ -60,7 +64,12 @@ class Footprint:
             for small, large in program.course:
                 _climb(course, small, large)
         peak = max((program.peak for program in programs), default=0)
-        return cls(peak=peak, kept=programs[-1].kept if programs else 0, course=tuple(course))
+        return cls(
+            peak=peak,
+            kept=programs[-1].kept if programs else 0,
+            course=tuple(course),
+            flops=sum(program.flops for program in programs),
+        )
 
     def above(self, blocks: Footprint) -> Footprint:
         """This while some blocks (`of_blocks`) are held."""
@@ -68,6 +77,7 @@ class Footprint:
             peak=self.peak + blocks.peak,
             kept=self.kept + blocks.kept,
             course=tuple((small + blocks.small, large + blocks.large) for small, large in self.course or ((0, 0),)),
+            flops=self.flops,
         )
 
     def times(self, count: int) -> Footprint:
@@ -88,13 +98,17 @@ def _climb(course: list[tuple[int, int]], small: int, large: int) -> None:
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the storages that operators make while it is entered, on whatever device.
+    """Counts the storages that operators make while it is entered, and their arithmetic, on whatever device.
 
     A storage that an operator is given and did not come from one before is somebody else's and never counted.
+
+    Attributes:
+        flops: floating-point operations so far; whoever counts a part of the program by another ledger sets it back.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
         self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
         self._live = {False: 0, True: 0}
         self._peak = 0
@@ -103,10 +117,11 @@ class Ledger(TorchDispatchMode):
     @property
     def footprint(self) -> Footprint:
         """What has been counted so far."""
-        return Footprint(peak=self._peak, kept=sum(self._live.values()), course=tuple(self._course))
+        return Footprint(peak=self._peak, kept=sum(self._live.values()), course=tuple(self._course), flops=self.flops)
 
     def pass_through(self, program: Footprint) -> None:
         """Counts a program that came and went on top of what is held now, its result excluded."""
+        self.flops += program.flops
         self._peak = max(self._peak, sum(self._live.values()) + program.peak)
         for small, large in program.course:
             _climb(self._course, self._live[False] + small, self._live[True] + large)
@@ -119,6 +134,7 @@ class Ledger(TorchDispatchMode):
             if isinstance(given, Tensor):
                 self._note(given, owned=False)
         result = func(*args, **kwargs)
+        self.flops += flops(func, args, kwargs, result)
         for made in tree_leaves(result):
             if isinstance(made, Tensor):
                 self._note(made, owned=True)

@@ -8,7 +8,8 @@ same peak as counting every one of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -117,6 +118,8 @@ class Sketch(Functional):
             ("logits", few, piece.shape), lambda: {"logits": super(Sketch, self).logits(weights[:few], state, piece)}
         )
         row, dtype = shapes["logits"]
+        pieces = Fraction(students * count, few * piece.shape[-4])
+        footprint = replace(footprint, flops=int(footprint.flops * pieces))
         rows = Footprint.of_blocks([students * count * row[-1] * dtype.itemsize])
         self._ledger.pass_through(footprint.above(rows))
         logits = weights.new_empty(students, count, row[-1], dtype=dtype)
@@ -135,6 +138,7 @@ class Sketch(Functional):
         for size in dict.fromkeys(units):  # in order, each size once
             part = whole.first(size, 1 if loop else groups)
             footprint, shapes = self._once((kind, size, part.images.shape, part.labels.shape), lambda: run(part))  # noqa: B023
+            footprint = replace(footprint, flops=footprint.flops * units.count(size))
             result = Footprint.of_blocks(prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
             self._ledger.pass_through(footprint.above(piled.above(result.times(units.count(size) - 1))))
             piled = piled.above(result.times(units.count(size)))
@@ -180,9 +184,10 @@ class Sketch(Functional):
     def _count(self, run: Callable[[], dict[str, Tensor]]) -> tuple[Footprint, _Shapes]:
         """Footprint and result shapes of a program, in a ledger of its own."""
         outer, self._ledger = self._ledger, Ledger()
+        before = outer.flops  # it sees the program's operators too
         try:
             with self._ledger:
                 result = run()
                 return self._ledger.footprint, {name: (tensor.shape, tensor.dtype) for name, tensor in result.items()}
         finally:
-            self._ledger = outer
+            self._ledger, outer.flops = outer, before

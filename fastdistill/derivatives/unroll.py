@@ -20,102 +20,12 @@ import torch
 from torch import Tensor
 
 from fastdistill.derivatives.functional import Functional, Products
-from fastdistill.derivatives.inner import Cotangents, InnerOptimizer, Setting, StepAdjoint
+from fastdistill.derivatives.inner import Cotangents, StepAdjoint
+from fastdistill.derivatives.trajectory import Steps, Trajectory
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 Pull = Callable[[int, Tensor, Tensor | None], None]
 Intermediate = Callable[[int, Tensor], Tensor | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Steps:
-    """Inner steps to run.
-
-    Attributes:
-        optimizer: one of `inner`.
-        rates: learning rates ``[T, S]``.
-        momenta: momenta of `Momentum`, ``β₁`` of `Adam`, ``[T, S]``; None for `SGD`.
-        first: number of the first step, counted from the students' birth; steps and batches are numbered on from it.
-
-    Raises:
-        ValueError: for rates that are not a matrix, or momenta missing, superfluous or of another shape.
-    """
-
-    optimizer: InnerOptimizer
-    rates: Tensor
-    momenta: Tensor | None = None
-    first: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rates.ndim != 2:
-            raise ValueError(
-                f"expected learning rates [T, S], got {tuple(self.rates.shape)}: expand them over steps and students"
-            )
-        found = None if self.momenta is None else tuple(self.momenta.shape)
-        expected = tuple(self.rates.shape) if self.optimizer.slots else None
-        if found != expected:
-            raise ValueError(
-                f"expected momenta {expected} for {type(self.optimizer).__name__}, got {found}: give one per step and "
-                "student to an optimiser with a state, and none to one without"
-            )
-
-    def __len__(self) -> int:
-        return self.rates.shape[0]
-
-    def split(self, count: int) -> tuple[Steps, Steps]:
-        """The first ``count`` steps and the others, numbered on: what runs before a window, and the window.
-
-        Raises:
-            ValueError: for a count below 0 or above ``T``.
-        """
-        if not 0 <= count <= len(self):
-            raise ValueError(f"expected a count of 0 to {len(self)} steps, got {count}: split inside the steps")
-        parts = []
-        for part in (slice(0, count), slice(count, len(self))):
-            momenta = None if self.momenta is None else self.momenta[part]
-            first = self.first + part.start
-            parts.append(Steps(optimizer=self.optimizer, rates=self.rates[part], momenta=momenta, first=first))
-        return parts[0], parts[1]
-
-    def setting(self, step: int) -> Setting:
-        """What the optimiser is told in a step, counted from 0 here."""
-        rate = self.rates[step].detach()
-        momentum = torch.zeros_like(rate) if self.momenta is None else self.momenta[step].detach()
-        return Setting(rate, momentum, self.first + step)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trajectory:
-    """Trained students and what their adjoint needs.
-
-    Attributes:
-        steps: the steps that were run.
-        keep: every how many steps weights and state are stored; the others are run again by the adjoint.
-        weights: the trained ``θ_T [S, P]``.
-        state: the optimiser's state behind them ``[K, S, P]``.
-        losses: training loss of every step, before it, ``[T, S]``.
-        stored_weights: ``θ_0, θ_k, θ_2k, …`` ``[ceil(T / keep), S, P]``, or narrow their way from ``origin``.
-        stored_states: the states before these steps ``[ceil(T / keep), K, S, P]``.
-        origin: ``θ_0 [S, P]`` where the weights are stored narrow, else None.
-    """
-
-    steps: Steps
-    keep: int
-    weights: Tensor
-    state: Tensor
-    losses: Tensor
-    stored_weights: Tensor
-    stored_states: Tensor
-    origin: Tensor | None
-
-    def weights_at(self, row: int) -> Tensor:
-        """Weights ``[S, P]`` before step ``row · keep``."""
-        stored = self.stored_weights[row]
-        return stored if self.origin is None else self.origin + stored
-
-    def state_at(self, row: int) -> Tensor:
-        """State ``[K, S, P]`` before step ``row · keep``; behind the last row, the state after the last step."""
-        return self.state if row == self.stored_states.shape[0] else self.stored_states[row]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,34 +209,6 @@ def first_order(
         products = _pulled(primitive, weights, batch, back, setting.number, pull, labels=labels, further=False)
         rates[step] = back.rate + products.loss_tangent[:, 0]
     return rates
-
-
-def trajectory_bytes(
-    optimizer: InnerOptimizer,
-    steps: int,
-    students: int,
-    size: int,
-    *,
-    dtype: torch.dtype = torch.float32,
-    keep: int = 1,
-    storage: torch.dtype | None = None,
-) -> int:
-    """Bytes that a `Trajectory` holds, and with ``keep > 1`` the steps that its adjoint runs again and holds.
-
-    Args:
-        optimizer: the inner optimiser.
-        steps: ``T``.
-        students: ``S``.
-        size: ``P``, padding included.
-        dtype: of the weights.
-        keep: as for `unroll`.
-        storage: as for `unroll`.
-    """
-    narrow = storage is not None and storage != dtype
-    rows, again = -(-steps // keep), min(keep, steps) - 1
-    width = storage.itemsize if storage is not None else dtype.itemsize
-    whole = (1 + optimizer.slots) * (1 + again) + optimizer.slots * rows + narrow
-    return students * (size * (whole * dtype.itemsize + rows * width) + steps * dtype.itemsize)
 
 
 def _begin(weights: Tensor, buffers: Mapping[str, Tensor], steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -10,21 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdistill.config import MatchingConfig, RunConfig
+from fastdistill.config import RunConfig
 from fastdistill.data.sampler import class_batches
 from fastdistill.data.store import ImageStore
 from fastdistill.draws import Purpose
+from fastdistill.evaluation.born import born_for
 from fastdistill.evaluation.evaluate import Evaluation, evaluate_images, evaluate_students, store_fetch
 from fastdistill.evaluation.protocols import Protocol, protocol
 from fastdistill.evaluation.replay import Replay
+from fastdistill.method_configs import MatchingConfig
 from fastdistill.progress import Silent
 from fastdistill.students.ensemble import Ensemble
 
 # students that select are others than students that test, else "best" would be chosen for the ones it is shown to
 _SELECTING = 1 << 31
-_HELD_OUT = 1 << 30  # no run has that many steps, so its pool is drawn from anew
 WHOLE = "whole training set"
-Learned = Mapping[str, Tensor]  # what a run has learned, by name, a leading run axis each
+# what a run has learned, by name, a leading run axis each
+Learned = Mapping[str, Tensor]
 
 
 class Judge:
@@ -39,6 +41,9 @@ class Judge:
         test: test images.
         dtype: of the students.
         replay: gives the steps and rates that images were learned with, for the protocol ``own``.
+        learning_rate: gives the learning rates ``[R]`` that images were learned with, for the other protocols, which
+            train on real images with their own.
+        labels: gives the soft labels ``[R, C, M, C]`` of what is learned; None where every image has its class.
 
     Raises:
         ValueError: when images are to be selected but nothing is held out.
@@ -53,6 +58,8 @@ class Judge:
         dtype: torch.dtype,
         *,
         replay: Callable[[Learned], Replay | None] = lambda learned: None,
+        learning_rate: Callable[[Learned], Tensor | None] = lambda learned: None,
+        labels: Callable[[Learned], Tensor | None] = lambda learned: learned.get("labels"),
     ) -> None:
         if config.evaluation.validation_every and not len(validation):
             raise ValueError(
@@ -60,9 +67,9 @@ class Judge:
                 "raise data.validation_fraction or set evaluation.validation_every to 0"
             )
         self._config, self._train, self._validation, self._test = config, train, validation, test
-        self._dtype, self._replay = dtype, replay
-        self._ensemble = Ensemble(config.student, train.shape, train.num_classes, seed=config.seed, dtype=dtype)
-        self._module = self._ensemble.module
+        self._dtype, self._replay, self._learning_rate, self._labels = dtype, replay, learning_rate, labels
+        ensemble = Ensemble(config.student, train.shape, train.num_classes, seed=config.seed, dtype=dtype)
+        self._module, self._born = ensemble.module, born_for(config, ensemble)
 
     def validate(self, learned: Learned) -> Evaluation:
         """Validation accuracy of what is learned, with few students and epochs; runs in order."""
@@ -70,7 +77,12 @@ class Judge:
         if not quick.steps:
             quick = quick.with_epochs(min(evaluation.validation_epochs, quick.epochs))
         return self._images(
-            learned["images"], evaluation.validation_students, self._validation, quick, first_student=_SELECTING
+            learned["images"],
+            self._labels(learned),
+            evaluation.validation_students,
+            self._validation,
+            quick,
+            first_student=_SELECTING,
         )
 
     def arms(
@@ -91,24 +103,33 @@ class Judge:
         evaluation, runs = self._config.evaluation, learned["images"].shape[0]
         last, rules = "distilled (last)", self._protocol(learned)
 
-        def judged(name: str, images: Tensor, students: int, rules: Protocol) -> dict[str, Any]:
+        def judged(name: str, shown: Learned, students: int, rules: Protocol) -> dict[str, Any]:
             if name in before:
                 return before[name]
-            result = self._images(images, students, self._test, rules, progress=progress, title=f"testing: {name}")
-            return _arm(name, result, runs if name.startswith("distilled") else 1)
+            ours = name.startswith("distilled")
+            result = self._images(
+                shown["images"],
+                self._labels(shown) if ours else None,
+                students,
+                self._test,
+                rules,
+                progress=progress,
+                title=f"testing: {name}",
+            )
+            return _arm(name, result, runs if ours else 1)
 
-        first = judged(last, learned["images"], evaluation.students, rules)
+        first = judged(last, learned, evaluation.students, rules)
         yield first
         if best is learned:
             yield {**first, "arm": "distilled (best on validation)", "seconds": 0.0}
         elif best is not None:
-            yield judged("distilled (best on validation)", best["images"], evaluation.students, self._protocol(best))
+            yield judged("distilled (best on validation)", best, evaluation.students, self._protocol(best))
         if evaluation.random_real and min(self._train.class_sizes) < self._config.ipc:
             progress.say(f"no random real arm: a class has fewer than {self._config.ipc} training images")
         elif evaluation.random_real:
             # every student has its own draw, as a run of its own
-            own = rules if rules.replay is None else replace(rules, replay=rules.replay.spread(evaluation.students))
-            yield judged("random real", self._random_real(runs * evaluation.students), 1, own)
+            own = replace(rules, rates=None).spread(evaluation.students)
+            yield judged("random real", {"images": self._random_real(runs * evaluation.students)}, 1, own)
         if evaluation.whole_epochs:
             yield before.get(WHOLE) or _arm(WHOLE, self._whole(progress), 1)
 
@@ -126,21 +147,8 @@ class Judge:
             norm=config.student.norm,
             align_corners=config.method.align_corners if isinstance(config.method, MatchingConfig) else True,
             replay=self._replay(learned),
+            rates=self._learning_rate(learned),
         )
-
-    def _born(self, students: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The very students, or others of the very pool, that images with steps of their own were learned for.
-
-        Args:
-            students: indices ``[R·S']`` of as many students for every run.
-        """
-        config = self._config
-        if config.student.initialization == "fixed":
-            # those of the run in turn: its first student that is judged is its first student again
-            place, per_run = torch.arange(len(students), device=students.device), len(students) // config.runs
-            students = place // per_run * config.students + place % per_run % config.students
-        drawn = self._ensemble.draw(_HELD_OUT, students)
-        return drawn.weights, drawn.buffers
 
     def _whole_protocol(self) -> Protocol:
         """Real images have no steps of their own: they are trained on as ``default`` says."""
@@ -172,7 +180,8 @@ class Judge:
 
     def _images(
         self,
-        images: Tensor,
+        shown: Tensor,
+        labels: Tensor | None,
         students: int,
         test: ImageStore,
         chosen: Protocol,
@@ -181,19 +190,19 @@ class Judge:
         progress: Silent | None = None,
         title: str = "",
     ) -> Evaluation:
-        classes, ipc = images.shape[1:3]
-        own = chosen.replay is not None and self._config.student.initialization != "fresh"
+        images, (classes, ipc) = shown.flatten(1, 2), shown.shape[1:3]
+        hard = torch.arange(classes, device=images.device).repeat_interleave(ipc)
         return evaluate_images(
             self._module,
-            images.flatten(1, 2),
-            torch.arange(classes, device=images.device).repeat_interleave(ipc),
+            images,
+            hard if labels is None else labels.flatten(1, 2),
             test,
             chosen,
             students=students,
             first_student=first_student,
             seed=self._config.seed,
             distribution=self._config.student.weights,
-            born=self._born if own else None,
+            born=None if chosen.replay is None else self._born,
             dtype=self._dtype,
             progress=progress,
             title=title,

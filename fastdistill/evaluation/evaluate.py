@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 
 import torch
@@ -99,7 +99,8 @@ def evaluate_students(
         fetch: the training images, from `students.training.image_fetch` or `store_fetch`.
         count: number of training images ``N``.
         test: test images, with the normalisation of the training ones.
-        protocol: how students are trained.
+        protocol: how students are trained; steps and rates that are not all the same are ``[S, …]``, see
+            `Protocol.spread`.
         students: global indices ``[S]`` of the evaluation students; their weights, shuffles and augmentation follow.
         seed: of the draws.
         distribution: weight distribution of the fresh students.
@@ -139,6 +140,7 @@ def evaluate_students(
                 buffers,
                 fetch,
                 replay,
+                augment=protocol.augment(seed, students),
                 progress=lambda step: advance(step, ""),
             )
         else:
@@ -153,6 +155,7 @@ def evaluate_students(
                 students=students,
                 purpose=Purpose.EVALUATION_MINIBATCH,
                 augment=protocol.augment(seed, students),
+                rates=protocol.rates,
                 progress=lambda epoch: advance(epoch, ""),
             )
     tester = primitive(_TEST_BLOCK)
@@ -190,9 +193,9 @@ def evaluate_images(
     Args:
         module: the architecture to evaluate.
         images: ``[R, N, D, H, W]``, normalised; run ``r`` is seen by the students ``r·S`` to ``r·S + S - 1``.
-        labels: ``[N]``, the same in every run.
+        labels: classes ``[N]`` or soft rows ``[N, C]``, the same in every run, or ``[R, N, C]``, every run's own.
         test: test images, with the normalisation of the training ones.
-        protocol: how students are trained.
+        protocol: how students are trained; what runs have of their own is of as many runs as the images.
         students: ``S``.
         first_student: added to the students' indices, to have others than those of another evaluation.
         seed: of the draws.
@@ -203,19 +206,32 @@ def evaluate_images(
         title: of the stage that is said.
 
     Raises:
-        ValueError: without students or test images.
+        ValueError: without students or test images, or for labels or learning rates of another number of runs.
     """
     runs = images.shape[0]
-    images = images.to(dtype)
-    own = images[0] if runs == 1 else images.repeat_interleave(max(students, 0), dim=0)
-    if protocol.replay is not None:
-        protocol = replace(protocol, replay=protocol.replay.spread(max(students, 0)))
+    if labels.ndim == 3 and labels.shape[0] != runs:
+        raise ValueError(
+            f"expected soft labels of {runs} runs, as the images are of, got those of {labels.shape[0]}: give every "
+            "run its own, or all the same [N, C]"
+        )
+
+    if protocol.rates is not None and protocol.rates.shape != (runs,):
+        raise ValueError(
+            f"expected learning rates of {runs} runs, as the images are of, got {tuple(protocol.rates.shape)}: give "
+            "every run one, or none"
+        )
+
+    def spread(tensor: Tensor) -> Tensor:
+        """A student's own of what a run has; of one run, shared."""
+        return tensor[0] if runs == 1 else tensor.repeat_interleave(max(students, 0), dim=0)
+
+    labels = labels.to(dtype) if labels.is_floating_point() else labels
     return evaluate_students(
         module,
-        image_fetch(own, labels),
-        len(labels),
+        image_fetch(spread(images.to(dtype)), spread(labels) if labels.ndim == 3 else labels),
+        images.shape[1],
         test,
-        protocol,
+        protocol.spread(max(students, 0)),
         students=first_student + torch.arange(runs * max(students, 0), device=test.device),
         seed=seed,
         distribution=distribution,

@@ -3,7 +3,8 @@
 ``dc`` (Zhao et al. 2021) and ``dsa`` (Zhao and Bilen 2021) repeat the published code's schedule, quirks included: E+1
 epochs are run, the learning rate falls to a tenth after epoch ⌊E/2⌋+1 counted from 0, and a new optimiser is built
 there, which loses the momentum. ``default`` is ours: exactly E epochs of cosine decay, no augmentation. ``own`` is for
-images that were learned with steps and rates of their own and replays these, with plain SGD and no augmentation.
+images that were learned with steps and rates of their own and replays these, by the optimiser and with the augmentation
+that belong to them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Protocol:
         augmentation: strategy of the augmentation, or ``none``.
         align_corners: of DSA's sampling grid.
         replay: the images' own steps and rates, run in place of ``training``; for ``own`` alone.
+        rates: learning rates ``[R]`` that the images were learned with, in place of that of ``training``, whose
+            schedule stays; ``[S]`` after `spread`.
     """
 
     name: str
@@ -41,11 +44,20 @@ class Protocol:
     augmentation: str
     align_corners: bool = True
     replay: Replay | None = None
+    rates: Tensor | None = None
 
     @property
     def steps(self) -> int:
         """Steps of ``own``; 0 for protocols that count epochs."""
         return 0 if self.replay is None else self.replay.steps
+
+    def spread(self, students: int) -> Protocol:
+        """The protocol of ``students`` students for each run, where runs have steps or rates of their own."""
+        return replace(
+            self,
+            replay=None if self.replay is None else self.replay.spread(students),
+            rates=None if self.rates is None else self.rates.repeat_interleave(students),
+        )
 
     def with_epochs(self, epochs: int) -> Protocol:
         """The same protocol over another number of epochs.
@@ -66,7 +78,7 @@ class Protocol:
         """The augmentation of ``[S, n, D, H, W]`` (or shared ``[n, D, H, W]``) images at a training step."""
         if self.augmentation == "none":
             return None
-        if self.name == "dsa":
+        if self.name in ("dsa", "own"):
             strategy = dsa.Strategy.parse(self.augmentation, align_corners=self.align_corners)
 
             def per_image(images: Tensor, step: int) -> Tensor:
@@ -111,6 +123,7 @@ def protocol(
     norm: str,
     align_corners: bool = True,
     replay: Replay | None = None,
+    rates: Tensor | None = None,
 ) -> Protocol:
     """The protocol of a name for a data set and the norm of the evaluated architecture.
 
@@ -121,6 +134,8 @@ def protocol(
         norm: of the evaluated student; a convnet with batch norm gets noise and crops in ``dc``.
         align_corners: of DSA's sampling grid, as the images were distilled.
         replay: the images' own steps and rates, where they have any; ``own`` needs them, the others leave them out.
+        rates: the learning rates ``[R]`` that the images were learned with, where they have any; ``own`` leaves them
+            out.
 
     Raises:
         ValueError: for an unknown name, or ``own`` for images without steps of their own.
@@ -133,7 +148,14 @@ def protocol(
                 "expected images with steps and rates of their own for the protocol own, got images without: choose "
                 "dc, dsa or default"
             )
-        return Protocol(name=name, epochs=0, training=Training(epochs=0), augmentation="none", replay=replay)
+        return Protocol(
+            name=name,
+            epochs=0,
+            training=Training(epochs=0),
+            augmentation=replay.augmentation,
+            align_corners=replay.align_corners,
+            replay=replay,
+        )
     epochs, augmentation = 300, "none"
     if name == "dsa":
         epochs = 1000
@@ -149,4 +171,5 @@ def protocol(
         training=_training(name, epochs),
         augmentation=augmentation,
         align_corners=align_corners,
+        rates=rates,
     )

@@ -55,6 +55,7 @@ def _tensors(state: State, best: Best | None) -> dict[str, Tensor]:
     if state.students is not None:
         tensors |= {"students.indices": state.students.indices, "students.weights": state.students.weights}
         tensors |= {f"students.buffers.{name}": tensor for name, tensor in state.students.buffers.items()}
+        tensors |= {f"students.carried.{name}": tensor for name, tensor in state.students.carried.items()}
     # copies, because the best images may be the last ones and safetensors refuses tensors that share memory
     return {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -206,6 +207,7 @@ def _restore(tensors: dict[str, Tensor], manifest: dict[str, Any]) -> Checkpoint
             indices=tensors["students.indices"],
             weights=tensors["students.weights"],
             buffers=_below(tensors, "students.buffers."),
+            carried=_below(tensors, "students.carried."),
         )
     best = None
     if manifest["best"] is not None:

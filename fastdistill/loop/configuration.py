@@ -11,6 +11,7 @@ import yaml
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.causes import cause_of
+from fastdistill.method_configs import METHODS
 from fastdistill.report.folder import plain_yaml
 from fastdistill.synthetic.description import DAMAGE, of_kind
 
@@ -21,7 +22,9 @@ _DATA, _EVALUATION = ("source", "root", "validation_fraction"), ("protocol",)
 
 
 def read_configuration(folder: Path) -> RunConfig:
-    """The seed, the student, the data and the evaluation of a run; the rest is the default.
+    """The seed, the student, the data and the evaluation of a run, and its method if that learns steps of its own.
+
+    The numbers of runs and students are read where these are not fresh. The rest is the default.
 
     Raises:
         ValueError: naming the file, when it is missing, damaged or no run's configuration.
@@ -35,17 +38,31 @@ def read_configuration(folder: Path) -> RunConfig:
         ) from error
     try:
         values = of_kind(dict, plain_yaml(content.decode("utf-8")))
+        seed, student = of_kind(int, _given(values, "seed")), _part(StudentConfig, values, "student", _STUDENT)
+        needed = () if student.initialization == "fresh" else ("runs", "students")
+        counts: dict[str, Any] = {name: of_kind(int, _given(values, name)) for name in needed}
         return RunConfig(
-            seed=of_kind(int, _given(values, "seed")),
-            student=_part(StudentConfig, values, "student", _STUDENT),
+            seed=seed,
+            student=student,
             data=_part(DataConfig, values, "data", _DATA),
             evaluation=_part(EvaluationConfig, values, "evaluation", _EVALUATION),
+            **_method(values),
+            **counts,
         )
     except (yaml.YAMLError, *DAMAGE) as error:
         raise ValueError(
             f"expected the configuration of a run in {path}, got another file ({cause_of(error)}): name a run folder, "
             "or restore the file"
         ) from error
+
+
+def _method(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A method that the protocol ``own`` belongs to, with the images per class that its batches divide."""
+    given = of_kind(dict, values.get("method", {}))
+    kind = given.get("kind", "matching")
+    if kind == "matching":
+        return {}
+    return {"method": METHODS[kind](**given), "ipc": of_kind(int, _given(values, "ipc"))}
 
 
 def _part(kind: type[_Part], values: Mapping[str, Any], name: str, needed: tuple[str, ...]) -> _Part:

@@ -37,7 +37,8 @@ def evaluate_run(
     Args:
         folder: the run folder, or one of its files of images.
         student: fields of `StudentConfig` that differ from the run's.
-        students: fresh students per run.
+        students: students per run; fresh ones, but for the protocol ``own`` of images that were learned for fixed or
+            pretrained weights, which it trains.
         protocol: by default ``own`` for images with steps and rates of their own, else the run's.
         epochs: the protocol's by default.
         images: ``last`` or ``best`` (on validation).
@@ -91,6 +92,8 @@ def evaluate_run(
         "per_student": evaluation.per_student,
         "seconds": evaluation.seconds,
     }
+    if test.born is not None:
+        line["initialization"] = test.student.initialization
     if beside is not None:
         line |= {"random_real_mean": beside.mean, "random_real_std": beside.std}
     if distilled.note:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdistill.config import StudentConfig
+from fastdistill.config import RunConfig, StudentConfig
 from fastdistill.data.sampler import class_batches
 from fastdistill.data.sources import RealData, load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.data.store import ImageStore
 from fastdistill.draws import Purpose
-from fastdistill.evaluation.evaluate import Evaluation, evaluate_images
+from fastdistill.evaluation.born import born_for
+from fastdistill.evaluation.evaluate import Born, Evaluation, evaluate_images
 from fastdistill.evaluation.protocols import Protocol
 from fastdistill.evaluation.protocols import protocol as protocol_of
 from fastdistill.evaluation.replay import Replay
@@ -23,7 +24,7 @@ from fastdistill.loop.configuration import read_configuration
 from fastdistill.loop.plan import resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE
 from fastdistill.progress import Silent
-from fastdistill.students.ensemble import student_module
+from fastdistill.students.ensemble import Ensemble, student_module
 from fastdistill.synthetic.distilled import Distilled
 from fastdistill.synthetic.schedule import Schedule
 
@@ -35,13 +36,14 @@ class Examination:
     """The test of a run's images.
 
     Attributes:
-        student: the network.
+        student: the network, and which weights of it are trained.
         train: the run's training images, without those that selected.
         test: the run's test images.
         source: where both were loaded from.
         rules: how students are trained.
         students: fresh students per run.
         seed: of every draw.
+        born: gives students weights other than fresh ones, where images with steps of their own were learned for such.
     """
 
     student: StudentConfig
@@ -51,21 +53,27 @@ class Examination:
     rules: Protocol
     students: int
     seed: int
+    born: Born | None = None
 
     def judge(self, distilled: Distilled, *, progress: Silent | None = None, title: str = "testing") -> Evaluation:
-        """Trains fresh students, the same in every call, and tests them."""
+        """Trains students, the same in every call, and tests them."""
         place = self.test.device
         return self._evaluate(
-            distilled.images.to(place), distilled.labels.to(place), self.students, progress=progress, title=title
+            distilled.images.to(place),
+            distilled.labels.to(place),
+            self.students,
+            self.rules,
+            progress=progress,
+            title=title,
         )
 
     def random_real(self, distilled: Distilled, *, progress: Silent | None = None) -> Evaluation | None:
-        """The same test of as many random real images, another draw for every student.
+        """The same test of as many random real images, another draw for every student, with the protocol's own rate.
 
         None, which is said, where the distilled images are not equally many of every class, or a class has fewer real
         ones.
         """
-        counts, sizes = distilled.labels.bincount(minlength=len(distilled.class_names)), self.train.class_sizes
+        counts, sizes = distilled.classes.bincount(minlength=len(distilled.class_names)), self.train.class_sizes
         ipc, fewest = int(counts[0]), min(sizes)
         reason = ""
         if not bool((counts == ipc).all()):
@@ -86,22 +94,25 @@ class Examination:
             purpose=Purpose.RANDOM_REAL,
         )
         labels = torch.arange(len(counts), device=train.device).repeat_interleave(ipc)
+        # every student's draw is a run of its own
+        rules = replace(self.rules, rates=None).spread(self.students)
         return self._evaluate(
-            train.batch(chosen.flatten(1)), labels, 1, progress=progress, title="testing: random real"
+            train.batch(chosen.flatten(1)), labels, 1, rules, progress=progress, title="testing: random real"
         )
 
     def _evaluate(
-        self, images: Tensor, labels: Tensor, students: int, *, progress: Silent | None, title: str
+        self, images: Tensor, labels: Tensor, students: int, rules: Protocol, *, progress: Silent | None, title: str
     ) -> Evaluation:
         return evaluate_images(
             student_module(self.student, self.test.shape, self.test.num_classes),
             images,
             labels,
             self.test,
-            self.rules,
+            rules,
             students=students,
             seed=self.seed,
             distribution=self.student.weights,
+            born=self.born,
             progress=progress,
             title=title,
         )
@@ -115,6 +126,7 @@ def protocol_for(
     dataset: str,
     student: StudentConfig,
     align_corners: bool,
+    learning_rate: Tensor | None = None,
 ) -> Protocol:
     """The protocol of some images.
 
@@ -125,6 +137,7 @@ def protocol_for(
         dataset: name of the data set.
         student: the evaluated network.
         align_corners: of DSA's sampling grid, as the images were distilled.
+        learning_rate: ``[R]`` that the images were learned with, where they have any.
 
     Raises:
         ValueError: for an unknown name, or ``own`` for images without a schedule.
@@ -135,7 +148,8 @@ def protocol_for(
         architecture=student.architecture,
         norm=student.norm,
         align_corners=align_corners,
-        replay=None if schedule is None else Replay(rates=schedule.rates, order=schedule.images),
+        replay=None if schedule is None else Replay.of(schedule),
+        rates=learning_rate,
     )
 
 
@@ -184,6 +198,7 @@ def examination(
         dataset=config.data.source,
         student=chosen,
         align_corners=distilled.align_corners,
+        learning_rate=distilled.learning_rate,
     )
     place = resolve_device(device)
     real = load_source(source or config.data.source, root=root or config.data.root)
@@ -194,6 +209,7 @@ def examination(
             "name the data set that they were distilled from"
         )
     _refuse_other_classes(real, distilled)
+    born = None if rules.replay is None else _born(folder, config, distilled, chosen, seed)
     kept, _ = stratified_split(real.train.labels, config.data.validation_fraction, config.seed)
     train, unseen = (
         ImageStore(
@@ -205,14 +221,45 @@ def examination(
         for store in (real.train.subset(kept), real.test)
     )
     return Examination(
-        student=chosen,
+        student=chosen if born is None else config.student,
         train=train,
         test=unseen.to(place),
         source=real.name,
         rules=rules,
         students=students,
         seed=seed,
+        born=born,
     )
+
+
+def _born(folder: Path, config: RunConfig, distilled: Distilled, student: StudentConfig, seed: int) -> Born | None:
+    """The weights that images with steps of their own are replayed on; None for fresh ones.
+
+    Fixed ones are the run's, whatever the seed; that of a pool draws from it.
+    """
+    kind = config.student.initialization
+    if kind == "fresh":
+        return None
+    own = replace(student, initialization=kind, pretrained=config.student.pretrained)
+    if own != config.student:
+        raise ValueError(
+            f"expected the network that the images in {folder} were learned for, together with its {kind} weights, got "
+            "other settings of it: leave them out, or choose another protocol"
+        )
+    if distilled.runs != config.runs:
+        raise ValueError(
+            f"expected the images of the {config.runs} runs in {folder}, which have {kind} weights of their own, got "
+            f"those of {distilled.runs}: name the run folder, or choose another protocol"
+        )
+    channels, height, width = distilled.images.shape[2:]
+    ensemble = Ensemble(
+        own,
+        (channels, height, width),
+        len(distilled.class_names),
+        seed=config.seed if kind == "fixed" else seed,
+        dtype=torch.float32,
+    )
+    return born_for(config, ensemble)
 
 
 def _refuse_other_classes(real: RealData, distilled: Distilled) -> None:

@@ -109,4 +109,5 @@ def _measure(
         protocol=exact.protocol,
         architecture=test.student.architecture,
         duration=exact.duration,
+        weights=test.student.initialization,
     )

@@ -64,7 +64,7 @@ class Guard:
                 self._say(before.step, f"masked {len(new)} non-finite of {len(finite)} students ({where})")
 
     def _describe(self, before: State, new: list[int]) -> str:
-        students = self._method.prepare(before.students or self._method.fresh(before.step), before.step)
+        students = before.students or self._method.fresh(before.step)
         parts = []
         for student in new[:_NAMED]:
             where = self._method.locate(before.learned, students, before.step, student)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastdistill.config import RunConfig, UnrolledConfig
+from fastdistill.config import RunConfig
 from fastdistill.derivatives.memory import Footprint, Ledger, trace
 from fastdistill.derivatives.plan import choose_batching, forward_cost
 from fastdistill.derivatives.sketch import Sketch
@@ -17,6 +17,7 @@ from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.evaluation.protocols import Protocol, protocol
 from fastdistill.evaluation.replay import Replay, replay_students
 from fastdistill.loop.sizes import META, Sizes, Unseen, synthetic_images
+from fastdistill.method_configs import UnrolledConfig
 from fastdistill.students.ensemble import student_module
 from fastdistill.students.training import Fetch, count_correct, image_fetch, train_students
 from fastdistill.students.weights import initial_buffers, initial_weights
@@ -128,7 +129,7 @@ def _replay(config: RunConfig, classes: int) -> Replay | None:
     method = config.method
     if config.evaluation.protocol != "own" or not isinstance(method, UnrolledConfig):
         return None
-    shape = (method.inner_steps, classes * config.ipc // method.batches)
+    shape = (method.inner_steps, method.batch(classes, config.ipc))
     order = torch.empty(shape, dtype=torch.int64, device=META)
     return Replay(rates=torch.empty(config.runs, method.inner_steps, device=META), order=order)
 

@@ -1,7 +1,8 @@
-"""What a run will need of memory, found before it starts by counting its own programs on the meta device."""
+"""What a run will need of memory and compute, found before it starts by counting its programs on the meta device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,10 @@ from fastdistill.config import RunConfig
 from fastdistill.derivatives.memory import Footprint
 from fastdistill.loop.counting import saving_bytes, state_bytes, step, training
 from fastdistill.loop.environment import peak_memory_mb, release_freed_memory, resident_memory
+from fastdistill.loop.flops import step_flops
 from fastdistill.loop.judgement import selection, table
 from fastdistill.loop.sizes import Sizes
+from fastdistill.report.formats import operations
 
 if TYPE_CHECKING:
     from fastdistill.loop.plan import Plan
@@ -35,9 +38,16 @@ _PARTS = {  # what each part is, and what lowers it
 }
 
 
+_STORED = "--students, --student.width or --chunk, raise --method.keep, or set --method.storage to bfloat16"
+_STEPS = {  # what lowers the distilling step of methods that store the students' weights along their training
+    "unrolled": f"lower --method.window, --method.epochs, --method.real_batch, {_STORED}",
+    "trajectory": f"lower --method.inner_steps, --method.batch, {_STORED}",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Predicted bytes of a run, by part.
+    """Predicted bytes of a run, by part, and floating-point operations of a step.
 
     Attributes:
         process: interpreter and libraries; 0 on CUDA, where only tensors are counted.
@@ -50,6 +60,8 @@ class Forecast:
         evaluation: the arms of the table at the end.
         present: what of all this the process holds already.
         reached: most that the process ever held, such as while it read the images.
+        method: kind of the method, which decides what lowers a step.
+        flops: operations of an outer step, see `flops`.
     """
 
     process: int
@@ -62,6 +74,8 @@ class Forecast:
     evaluation: int
     present: int = 0
     reached: int = 0
+    method: str = "matching"
+    flops: int = 0
 
     @property
     def distilling(self) -> int:
@@ -83,7 +97,8 @@ class Forecast:
 
     def sentence(self, available: int) -> str:
         """What a run says before it starts; ``available`` as in `refuse_what_does_not_fit`."""
-        return f"predicted peak memory {gigabytes(self.peak)} of {gigabytes(available + self.present)} available"
+        room = gigabytes(available + self.present)
+        return f"predicted: {gigabytes(self.peak)} of {room}, {operations(self.flops)} a step"
 
     @property
     def largest(self) -> str:
@@ -122,6 +137,8 @@ def forecast(
         evaluation=bound(table(config, plan, sizes)) if judge else 0,
         present=resident if on_cpu else 0,
         reached=reached if on_cpu else 0,
+        method=config.method.kind,
+        flops=step_flops(config, plan, sizes),
     )
 
 
@@ -137,7 +154,12 @@ def step_forecast(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
     on_cpu = plan.device == "cpu"
     images = sizes.stored(2 * sum(sizes.classes) + sizes.test)
     held = images + state_bytes(config, plan, sizes) + (_LIBRARIES + _LATER if on_cpu else 0)
-    return held + _Bound(_GAPS if on_cpu else 0.0)(step(config, plan, sizes))
+    return held + step_bytes(config, plan, sizes)
+
+
+def step_bytes(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
+    """Peak bytes of a distilling step with one chunk of students, beyond what is held before it."""
+    return _Bound(_GAPS if plan.device == "cpu" else 0.0)(step(config, plan, sizes))
 
 
 class _Bound:
@@ -161,12 +183,13 @@ class _Bound:
         return most
 
 
-def refuse_what_does_not_fit(predicted: Forecast, available: int) -> None:
+def refuse_what_does_not_fit(predicted: Forecast, available: int, savings: Callable[[], Sequence[str]] = tuple) -> None:
     """Refuses a run that memory cannot hold.
 
     Args:
         predicted: the run's forecast.
         available: bytes that the process can have beyond those it holds (`environment.available_memory`).
+        savings: what makes a distilling step smaller (`savings.savings`); asked where that is the largest part.
 
     Raises:
         ValueError: with the predicted bytes and what to lower.
@@ -175,6 +198,11 @@ def refuse_what_does_not_fit(predicted: Forecast, available: int) -> None:
     if predicted.needed <= room:
         return
     part, advice = _PARTS[predicted.largest]
+    if predicted.largest == "step":
+        advice = _STEPS.get(predicted.method, advice)
+    smaller = savings() if predicted.largest == "step" else ()
+    if smaller:
+        advice += f"; or try {', '.join(smaller)}"
     raise ValueError(
         f"expected a run that fits the {gigabytes(room)} of memory that are free, got one predicted to need "
         f"{gigabytes(predicted.needed)} (largest part: {part}, {gigabytes(getattr(predicted, predicted.largest))}): "

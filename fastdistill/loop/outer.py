@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ class Method(Protocol):
     def fresh(self, step: int) -> Students:
         """Students that begin at a step."""
 
-    def prepare(self, students: Students, step: int) -> Students:
-        """The students as they are matched at a step, such as with statistics of real images."""
+    def prepare(self, learned: Mapping[str, Tensor], students: Students, step: int) -> Students:
+        """The students as they give the gradient: with statistics of real images, or trained to a minimum."""
 
     def gradient(self, learned: Mapping[str, Tensor], students: Students, step: int) -> OuterGradient:
         """Gradients in what is learned, of the students that are finite."""
@@ -30,7 +30,15 @@ class Method(Protocol):
         """Students after training on what was just learned, or None where new ones begin."""
 
     def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
-        """Where student number ``student`` of these stopped being finite; empty when not found."""
+        """Where student number ``student`` of these, as they began a step, stopped being finite; empty when unknown."""
+
+
+@runtime_checkable
+class Warns(Protocol):
+    """A method that has a view of its figures."""
+
+    def warning(self, values: Mapping[str, float]) -> str | None:
+        """What is wrong with the method's settings by the values of a log line, as one sentence; None for nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +113,7 @@ class Step:
 
     Attributes:
         values: scalars ``outer/loss``, ``outer/loss_std`` (over the finite students), ``outer/grad_norm`` (of
-            the images) and ``outer/masked``, the number of students that were not finite.
+            the images) and ``outer/masked``, the number of students that were not finite; and what the method adds.
         finite: bool ``[R·S]``.
         sound: bool scalar; False where too many students of a run, or the updated values of anything learned, were not
             finite. What is learned then stayed as it was.
@@ -125,7 +133,7 @@ def outer_step(method: Method, descent: Descent, state: State, *, masked_share: 
         state: before the step.
         masked_share: largest share of a run's students that may be non-finite for the update to take place.
     """
-    students = method.prepare(state.students or method.fresh(state.step), state.step)
+    students = method.prepare(state.learned, state.students or method.fresh(state.step), state.step)
     found = method.gradient(state.learned, students, state.step)
     finite, count = found.finite, found.finite.sum()
     learned, moments = descent.step(state.learned, found.gradients, state.moments, state.step)
@@ -141,7 +149,9 @@ def outer_step(method: Method, descent: Descent, state: State, *, masked_share: 
         "outer/loss_std": (torch.where(finite, found.loss - mean, 0).square().sum() / count).sqrt(),
         "outer/grad_norm": torch.linalg.vector_norm(found.gradients["images"]),
         "outer/masked": len(finite) - count,
+        **found.values,
     }
+    students = replace(students, carried=found.carried)
     following = method.advance(learned, students, state.step)
     after = State(step=state.step + 1, learned=learned, moments=moments, students=following)
     return after, Step(values=values, finite=finite, sound=sound)

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastdistill.config import RunConfig, UnrolledConfig
+from fastdistill.config import RunConfig
 from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
 from fastdistill.loop.environment import memory_limit
 from fastdistill.loop.memory import step_forecast
 from fastdistill.loop.sizes import Sizes
+from fastdistill.method_configs import ImplicitConfig, TrajectoryConfig, UnrolledConfig
 from fastdistill.students.ensemble import student_module
 
 # Of all memory the machine has, not of what happens to be free: two processes with one configuration plan alike, and
@@ -99,7 +100,8 @@ def make_plan(
         limit: bytes of memory of the machine; measured when not given.
     """
     device = resolve_device(config.device)
-    sizes = sizes or Sizes(shape=shape, classes=(2 * config.method.real_batch + config.ipc,) * num_classes, test=0)
+    drawn = 2 * _images(config, num_classes).real + config.ipc
+    sizes = sizes or Sizes(shape=shape, classes=(drawn,) * num_classes, test=0)
     limit = memory_limit(device) if limit is None else limit
     students = config.students * config.runs
     for chunk in [min(config.chunk, students)] if config.chunk else halves(students):
@@ -139,7 +141,13 @@ class _Images(NamedTuple):
 def _images(config: RunConfig, num_classes: int) -> _Images:
     method, synthetic = config.method, num_classes * config.ipc
     if isinstance(method, UnrolledConfig):
-        return _Images(1, method.real_batch, synthetic // method.batches, synthetic // method.batches)
+        batch = method.batch(num_classes, config.ipc)
+        return _Images(1, method.real_batch, batch, batch)
+    if isinstance(method, TrajectoryConfig):
+        batch = min(method.batch or synthetic, synthetic)
+        return _Images(1, batch, batch, batch)
+    if isinstance(method, ImplicitConfig):
+        return _Images(1, method.real_batch, synthetic, synthetic)
     groups = num_classes if method.per_class else 1
     pooled = num_classes // groups
     return _Images(groups, pooled * method.real_batch, pooled * config.ipc, min(synthetic, method.inner_batch))

@@ -22,7 +22,7 @@ from fastdistill.loop.environment import peak_memory_mb
 from fastdistill.loop.guard import Guard
 from fastdistill.loop.memory import Forecast
 from fastdistill.loop.metrics import MetricsLog
-from fastdistill.loop.outer import Best, Method, State, Step
+from fastdistill.loop.outer import Best, Method, State, Step, Warns
 from fastdistill.loop.plan import Plan
 from fastdistill.progress import Advance
 from fastdistill.report.board import open_board
@@ -56,8 +56,8 @@ class Recorder:
         folder: its folder.
         plan: how it is computed.
         judge: measures validation accuracy.
-        predicted: the memory it was predicted to need.
-        method: for naming where a student stopped being finite.
+        predicted: the memory and operations it was predicted to need.
+        method: for naming where a student stopped being finite, and for what it says of its own figures.
         say: takes messages.
         as_artefact: makes the artefact of what is learned.
         config_hash: of the configuration.
@@ -95,6 +95,8 @@ class Recorder:
         self._begin = time.perf_counter() - elapsed_s
         self._tick, self._ticked = time.perf_counter(), state.step
         self._remark = ""
+        self._values: dict[str, Tensor] = {}  # the newest of every name since the last line
+        self._warns: Warns | None = method if isinstance(method, Warns) else None
 
     def after_step(self, before: State, state: State, found: Step, plan: Plan, *, last: bool, advance: Advance) -> None:
         """Logs, selects, pictures and saves as often as the configuration says, and at the last step of this start.
@@ -113,8 +115,10 @@ class Recorder:
         config, step, self._plan = self._config, state.step, plan
         with self._noting(before.step):
             self._guard.watch(before, found)
+        self._values |= found.values
         if step % config.log_every == 0 or last:
-            self._remark = f"loss {self._log(step, found.values):.4f}"
+            self._remark = f"loss {self._log(step, self._values):.4f}"
+            self._values = {}
         advance(step, self._remark)
         every = config.evaluation.validation_every
         if every and (step % every == 0 or step == config.method.steps):
@@ -162,12 +166,15 @@ class Recorder:
         self._picture(state.step, "images.png", last)
         # a start that only judges has distilled nothing itself
         peak = max(self._metrics.highest("mem/peak_mb"), peak_memory_mb(self._device))
+        flops, step_s = self._predicted.flops, self._metrics.median("perf/step_s")
         table: dict[str, Any] = {
             "name": self._config.name,
             **self._hashes,
             "steps": state.step,
             "distill_s": self._elapsed(),
-            "step_s": self._metrics.median("perf/step_s"),
+            "step_s": step_s,
+            "step_flops": flops,  # predicted
+            "flops_per_s": flops / step_s if step_s else None,
             "distill_peak_mb": peak,
             "peak_mb": peak,
             "predicted_distill_peak_mb": self._predicted.distilling / 1e6,
@@ -252,6 +259,9 @@ class Recorder:
             "mem/peak_mb": peak_memory_mb(self._device),
         }
         self._write(step, line)
+        if self._warns is not None and (sentence := self._warns.warning(line)):
+            self._note(step - 1, sentence)
+            self._warns = None  # once is enough
         return line["outer/loss"]
 
     def _select(self, state: State) -> None:

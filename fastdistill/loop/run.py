@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import yaml
 
-from fastdistill.config import MatchingConfig, RunConfig
+from fastdistill.config import RunConfig
 from fastdistill.data.sources import RealData, load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.evaluation.arms import Judge
@@ -21,15 +21,26 @@ from fastdistill.failures import Stopped
 from fastdistill.files import append, held, sweep, write_whole
 from fastdistill.loop.checkpoint import load_checkpoint, sweep_checkpoints
 from fastdistill.loop.environment import available_memory, describe_environment
-from fastdistill.loop.fingerprint import data_hash
+from fastdistill.loop.fingerprint import data_hash, seen_hash
 from fastdistill.loop.memory import forecast_here, refuse_what_does_not_fit
 from fastdistill.loop.outer import State, Step, outer_step
 from fastdistill.loop.plan import Plan, make_plan, resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE, Recorder, Result
 from fastdistill.loop.retry import retrying
-from fastdistill.loop.setup import as_distilled, initial_state, make_descent, make_method, replay_of
+from fastdistill.loop.savings import savings
+from fastdistill.loop.setup import (
+    as_distilled,
+    initial_state,
+    labels_of,
+    learning_rate_of,
+    make_descent,
+    make_method,
+    open_experts,
+    replay_of,
+)
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
+from fastdistill.method_configs import MatchingConfig, TrajectoryConfig
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 
@@ -102,7 +113,7 @@ def _run(
     stop_after: int | None,
     judge: bool,
 ) -> Result | None:
-    _refuse_another(folder, config)
+    refuse_another(folder, config.as_dict())
     sweep(folder)
     sweep_checkpoints(folder / "checkpoints")
     digest = config_hash(config.as_dict())
@@ -118,7 +129,7 @@ def _run(
     plan = loaded.plan if loaded else make_plan(config, sizes.shape, len(sizes.classes), sizes=sizes)
     device = _device_of(plan, resumed=loaded is not None)
     predicted, available = forecast_here(config, plan, sizes, judge=judge), available_memory(device)
-    refuse_what_does_not_fit(predicted, available)
+    refuse_what_does_not_fit(predicted, available, partial(savings, config, plan, sizes))
     progress.say(predicted.sentence(available))
     torch.set_num_threads(plan.threads)
     torch.backends.cudnn.allow_tf32 = plan.tf32
@@ -129,6 +140,8 @@ def _run(
             f"real batches have {min(train.class_sizes)} images of every class, not {config.method.real_batch}: the "
             f"smallest class, {train.class_names[train.class_sizes.index(min(train.class_sizes))]}, has no more"
         )
+    if isinstance(config.method, TrajectoryConfig):  # before there is a folder, and not at the first step
+        open_experts(config, train, data_hash=seen_hash(data, config.data.validation_fraction, config.seed))
     state, best, elapsed = initial_state(config, plan, train), None, 0.0
     if loaded:
         state, best, elapsed = loaded.state.to(device), loaded.best and loaded.best.to(device), loaded.elapsed_s
@@ -138,7 +151,14 @@ def _run(
     make = lru_cache(maxsize=1)(partial(make_method, config, train=train))
     descent = make_descent(config.method)
     judging = Judge(
-        config, train, validation, data.test.to(device), plan.torch_dtype, replay=partial(replay_of, config, train)
+        config,
+        train,
+        validation,
+        data.test.to(device),
+        plan.torch_dtype,
+        replay=partial(replay_of, config, train),
+        learning_rate=partial(learning_rate_of, config),
+        labels=lambda learned: labels_of(config, learned, train),
     )
     # only now, so that settings which do not work out leave no folder that refuses their correction
     write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
@@ -244,8 +264,12 @@ def _device_of(plan: Plan, *, resumed: bool) -> torch.device:
     return resolve_device(plan.device)
 
 
-def _refuse_another(folder: Path, config: RunConfig) -> None:
-    """Refuses a run folder that holds another run."""
+def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses a run folder that holds another run than that of a configuration (as plain values).
+
+    Raises:
+        ValueError: naming what differs.
+    """
     path = folder / "config.yaml"
     if not path.exists():
         # a run writes its configuration first, so before it there is at most that file's temporary
@@ -265,7 +289,7 @@ def _refuse_another(folder: Path, config: RunConfig) -> None:
             f"expected the configuration of a run in {path}, got something else: restore the file, choose another "
             "--name, or remove the folder"
         )
-    before, now, missing = _decisive(old), _decisive(config.as_dict()), "nothing"
+    before, now, missing = _decisive(old), _decisive(config), "nothing"
     changed = [
         f"{name} ({reprlib.repr(before.get(name, missing))} there, {reprlib.repr(now.get(name, missing))} here)"
         for name in {**before, **now}

@@ -11,20 +11,42 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastdistill.config import MatchingConfig, MethodConfig, RunConfig, UnrolledConfig
+from fastdistill.augmentation import dsa
+from fastdistill.augmentation.pad_crop_flip import pad_crop_flip
+from fastdistill.config import RunConfig
 from fastdistill.data.class_index import one_class
 from fastdistill.data.sampler import class_batches, effective_batch
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.functional import Functional
-from fastdistill.derivatives.plan import Batching
+from fastdistill.derivatives.layout import Layout
+from fastdistill.derivatives.plan import Batching, choose_batching, forward_cost
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.replay import Replay
 from fastdistill.loop.descent import Adam, Descent, Momentum
+from fastdistill.loop.limits import Limited
 from fastdistill.loop.outer import Method, State
+from fastdistill.method_configs import (
+    PAD_CROP_FLIP,
+    ImplicitConfig,
+    MatchingConfig,
+    MethodConfig,
+    TrajectoryConfig,
+    UnrolledConfig,
+)
+from fastdistill.methods import trajectory
+from fastdistill.methods.implicit import Implicit, initial_labels
 from fastdistill.methods.matching import Batch, GradientMatching
 from fastdistill.methods.primitives import Primitives
-from fastdistill.methods.unrolled import Unrolled, batch_order, initial_settings, learning_rates
-from fastdistill.students.ensemble import Ensemble
+from fastdistill.methods.unrolled import (
+    Unrolled,
+    batch_order,
+    drawn_order,
+    initial_settings,
+    learning_rates,
+    momenta,
+)
+from fastdistill.students.ensemble import Ensemble, student_module
+from fastdistill.students.experts import Experts
 from fastdistill.synthetic.distilled import Distilled
 from fastdistill.synthetic.pixels import initial_pixels
 from fastdistill.synthetic.schedule import Schedule
@@ -33,33 +55,77 @@ if TYPE_CHECKING:
     from fastdistill.loop.plan import Plan
 
 Primitive = Callable[[torch.nn.Module, Batching], Functional]
+_BLOCK = 1000  # images that experts label at once, as many as evaluation tests at once
 
 
 def initial_state(config: RunConfig, plan: Plan, train: ImageStore) -> State:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Raises:
+        ValueError: for fewer real images than are to start from.
+    """
     method, dtype = config.method, plan.torch_dtype
     learned = {
         "images": initial_pixels(train, method.start, ipc=config.ipc, runs=config.runs, seed=config.seed, dtype=dtype)
     }
-    if isinstance(method, UnrolledConfig):
-        learned |= initial_settings(method, config.runs, dtype=dtype, device=train.device)
+    learned |= beside_images(config, train.num_classes, dtype=dtype, device=train.device)
     return State(step=0, learned=learned, moments=make_descent(method).start(learned))
+
+
+def beside_images(config: RunConfig, classes: int, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """What is learned beside the images, before the first step, by name."""
+    if isinstance(config.method, UnrolledConfig):
+        return initial_settings(config.method, config.runs, classes, config.ipc, dtype=dtype, device=device)
+    if isinstance(config.method, TrajectoryConfig):
+        return trajectory.initial_settings(config.method, config.runs, classes, config.ipc, dtype=dtype, device=device)
+    if isinstance(config.method, ImplicitConfig):
+        return initial_labels(config.method, config.runs, classes, config.ipc, dtype=dtype, device=device)
+    return {}
 
 
 def make_descent(method: MethodConfig) -> Descent:
     """The outer optimiser of a method."""
     if isinstance(method, MatchingConfig):
         return Momentum(rates={"images": method.image_learning_rate}, momentum=method.image_momentum)
-    return Adam(
-        rate=method.learning_rate,
-        beta1=method.beta1,
-        beta2=method.beta2,
-        decay_every=method.decay_every,
-        decay=method.decay,
-    )
+    if isinstance(method, UnrolledConfig):
+        adam = Adam(
+            rate=method.learning_rate,
+            beta1=method.beta1,
+            beta2=method.beta2,
+            decay_every=method.decay_every,
+            decay=method.decay,
+        )
+        return Limited(descent=adam, factor=method.clip, floors=_label_floor(method.learn_labels))
+    if isinstance(method, TrajectoryConfig):
+        learned = method.labels == "learned"
+        rates = {"images": method.image_learning_rate, "rate": method.rate_learning_rate}
+        momentum = Momentum(
+            rates=rates | ({"labels": method.label_learning_rate} if learned else {}), momentum=method.momentum
+        )
+        return Limited(descent=momentum, floors={"rate": method.least_learning_rate, **_label_floor(learned)})
+    if isinstance(method, ImplicitConfig):
+        return Limited(descent=_of_images(method), norm=method.clip_norm, floors=_label_floor(method.learn_labels))
+    raise NotImplementedError
 
 
-def make_method(config: RunConfig, plan: Plan, train: ImageStore, primitive: Primitive = Functional) -> Method:
+def _of_images(method: ImplicitConfig) -> Descent:
+    if method.outer_optimizer == "sgd":
+        return Momentum(rates=dict.fromkeys(("images", "labels"), method.learning_rate), momentum=method.momentum)
+    return Adam(rate=method.learning_rate, beta1=method.momentum, decay_every=method.decay_every, decay=method.decay)
+
+
+def _label_floor(learned: bool) -> dict[str, float]:
+    return {"labels": 0.0} if learned else {}
+
+
+def make_method(
+    config: RunConfig,
+    plan: Plan,
+    train: ImageStore,
+    primitive: Primitive = Functional,
+    *,
+    experts: trajectory.Experts | None = None,
+) -> Method:
     """The configured method on a plan, sampling from the training images.
 
     Args:
@@ -67,6 +133,7 @@ def make_method(config: RunConfig, plan: Plan, train: ImageStore, primitive: Pri
         plan: how it is computed.
         train: the training images.
         primitive: makes the student's derivative.
+        experts: of trajectory matching; the configured ones when not given.
     """
     ensemble = Ensemble(config.student, train.shape, train.num_classes, seed=config.seed, dtype=plan.torch_dtype)
     labels = torch.arange(train.num_classes, device=train.device)[:, None].expand(-1, config.ipc)
@@ -87,16 +154,73 @@ def make_method(config: RunConfig, plan: Plan, train: ImageStore, primitive: Pri
             chunk=plan.chunk,
             seed=config.seed,
         )
+    if isinstance(config.method, TrajectoryConfig):
+        return trajectory.TrajectoryMatching(
+            config.method,
+            ensemble,
+            primitives,
+            open_experts(config, train) if experts is None else experts,
+            labels,
+            runs=config.runs,
+            students=config.students,
+            chunk=plan.chunk,
+            seed=config.seed,
+            dtype=plan.torch_dtype,
+        )
+    if isinstance(config.method, ImplicitConfig):
+        return Implicit(
+            config.method,
+            ensemble,
+            primitives,
+            _of_any_class(config, plan, train, config.method),
+            labels,
+            runs=config.runs,
+            students=config.students,
+            chunk=plan.chunk,
+            seed=config.seed,
+        )
+    if not isinstance(config.method, UnrolledConfig):
+        raise NotImplementedError
     return Unrolled(
         config.method,
         ensemble,
         primitives,
-        _of_any_class(config, plan, train, config.method.real_batch),
+        _of_any_class(config, plan, train, config.method),
         labels,
         runs=config.runs,
         students=config.students,
         chunk=plan.chunk,
+        seed=config.seed,
     )
+
+
+def open_experts(config: RunConfig, train: ImageStore, *, data_hash: str | None = None) -> trajectory.Experts:
+    """The experts of trajectory matching.
+
+    Args:
+        config: the run.
+        train: the training images; give shape and classes.
+        data_hash: of the images that the run sees (`fingerprint.seen_hash`); not compared when not given.
+
+    Raises:
+        ValueError: where none are named or found, for those of another network or of other images, or ones that end too
+            soon.
+    """
+    assert isinstance(config.method, TrajectoryConfig)
+    if not config.method.experts:
+        raise ValueError(
+            "expected the folder of experts in method.experts, got none: make some with fastdistill experts and name "
+            "their folder with --method.experts"
+        )
+    opened = Experts.open(config.method.experts)
+    opened.check(
+        layout=Layout.of(student_module(config.student, train.shape, train.num_classes)),
+        student=config.student,
+        data_hash=opened.data_hash if data_hash is None else data_hash,
+        zca=config.data.zca,
+    )
+    trajectory.refuse_short(config.method, opened)
+    return opened
 
 
 def _by_class(config: RunConfig, plan: Plan, train: ImageStore) -> Callable[[Purpose, int, Tensor, int], Batch]:
@@ -114,51 +238,106 @@ def _by_class(config: RunConfig, plan: Plan, train: ImageStore) -> Callable[[Pur
 
 
 def _of_any_class(
-    config: RunConfig, plan: Plan, train: ImageStore, batch: int
+    config: RunConfig, plan: Plan, train: ImageStore, method: UnrolledConfig | ImplicitConfig
 ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
-    """Real images whatever their class, without replacement within a batch."""
+    """Real images whatever their class, without replacement within a batch, augmented as the method says."""
     every = one_class(len(train), train.device)
-    batch = min(batch, len(train))
+    batch, name = min(method.real_batch, len(train)), method.real_augmentation
+    strategy = dsa.Strategy.parse("none" if name == PAD_CROP_FLIP else name, align_corners=method.align_corners)
+
+    def augmented(images: Tensor, step: int, students: Tensor) -> Tensor:
+        if name == PAD_CROP_FLIP:
+            return pad_crop_flip(images, seed=config.seed, step=step, students=students)
+        if not strategy.operations:
+            return images
+        draw = dsa.draw_per_image(
+            strategy, seed=config.seed, step=step, students=students, images=batch, purpose=Purpose.AUGMENTATION
+        )
+        return dsa.augment(images, strategy, draw)
 
     def sample(step: int, students: Tensor) -> tuple[Tensor, Tensor]:
         chosen = class_batches(every, seed=config.seed, step=step, students=students, batch=batch)[:, 0]
-        return train.batch(chosen, plan.torch_dtype), train.labels[chosen]
+        return augmented(train.batch(chosen, plan.torch_dtype), step, students), train.labels[chosen]
 
     return sample
 
 
 def schedule_of(config: RunConfig, learned: Mapping[str, Tensor], classes: int) -> Schedule | None:
-    """The steps and rates that belong to the images, where the method learns such."""
+    """The steps, rates and momenta that belong to the images, where the method learns such and the protocol is own."""
     method = config.method
-    if not isinstance(method, UnrolledConfig) or not method.replayed:
+    if not isinstance(method, UnrolledConfig) or config.evaluation.protocol != "own":
         return None
+    if method.drawn:
+        # an order like those that students were shown, of the step past the last, which none of them was
+        first = torch.zeros(1, dtype=torch.int64)
+        order = drawn_order(method, classes, config.ipc, seed=config.seed, step=method.steps, students=first)[0]
+    else:
+        order = batch_order(method, classes, config.ipc)
+    momentum = momenta(method, learned)
     return Schedule(
-        rates=learning_rates(method, learned).float().cpu(), images=batch_order(method, classes, config.ipc)
+        rates=learning_rates(method, learned).float().cpu(),
+        images=order,
+        optimizer=method.optimizer,
+        momenta=None if momentum is None else momentum.float().cpu(),
+        decay=method.inner_decay,
+        augmentation=method.augmentation,
+        align_corners=method.align_corners,
     )
 
 
 def replay_of(config: RunConfig, train: ImageStore, learned: Mapping[str, Tensor]) -> Replay | None:
     """The same for evaluation."""
     schedule = schedule_of(config, learned, train.num_classes)
-    return None if schedule is None else Replay(rates=schedule.rates, order=schedule.images)
+    return None if schedule is None else Replay.of(schedule)
+
+
+def learning_rate_of(config: RunConfig, learned: Mapping[str, Tensor]) -> Tensor | None:
+    """The one learning rate that every run's images were learned with, ``[R]``; None where none is learned."""
+    return learned["rate"].float().cpu() if isinstance(config.method, TrajectoryConfig) else None
+
+
+def labels_of(
+    config: RunConfig, learned: Mapping[str, Tensor], train: ImageStore, *, experts: trajectory.Experts | None = None
+) -> Tensor | None:
+    """The soft labels that images are kept and judged with, ``[R, C, M, C]``; None where each has its class.
+
+    Args:
+        config: the run.
+        learned: what is learned, by name.
+        train: the training images; give shape and classes.
+        experts: of trajectory matching; the configured ones when not given.
+    """
+    method = config.method
+    if not isinstance(method, TrajectoryConfig) or method.labels != "expert":
+        return learned.get("labels")
+    images, module = learned["images"], student_module(config.student, train.shape, train.num_classes)
+    block = min(images.shape[:3].numel(), _BLOCK)
+    batching = choose_batching(forward_cost(module, train.shape), images.device, students=1, groups=1, images=block)
+    experts = open_experts(config, train) if experts is None else experts
+    return trajectory.final_labels(method, Functional(module, batching), experts, images)
 
 
 def as_distilled(
     config: RunConfig, learned: Mapping[str, Tensor], train: ImageStore, dataset: str, digest: str
 ) -> Distilled:
     """The artefact of what is learned."""
-    method = config.method
+    method, soft = config.method, labels_of(config, learned, train)
     return Distilled(
         images=learned["images"].flatten(1, 2).float().cpu(),
-        labels=torch.arange(train.num_classes).repeat_interleave(config.ipc),
+        labels=(
+            torch.arange(train.num_classes).repeat_interleave(config.ipc)
+            if soft is None
+            else soft.flatten(1, 2).float().cpu()
+        ),
         class_names=train.class_names,
         normalization=train.normalization.to("cpu"),
         dataset=dataset,
-        augmentation=method.augmentation if isinstance(method, MatchingConfig) else "none",
-        align_corners=method.align_corners if isinstance(method, MatchingConfig) else True,
+        augmentation=method.augmentation if isinstance(method, MatchingConfig | TrajectoryConfig) else "none",
+        align_corners=method.align_corners if isinstance(method, MatchingConfig | TrajectoryConfig) else True,
         unit=train.unit,
         pixel_range=train.pixel_range,
         config_hash=digest,
         schedule=schedule_of(config, learned, train.num_classes),
+        learning_rate=learning_rate_of(config, learned),
         details={"name": config.name, "steps": str(method.steps)},
     )

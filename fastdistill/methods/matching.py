@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.func import vjp
 
 from fastdistill.augmentation import dsa
-from fastdistill.config import MatchingConfig
 from fastdistill.derivatives.functional import Buffers, Functional
 from fastdistill.derivatives.locate import first_nonfinite
 from fastdistill.draws import Purpose
+from fastdistill.method_configs import MatchingConfig
 from fastdistill.methods.outer_gradient import OuterGradient, masked, per_finite_student, runs_of
 from fastdistill.methods.primitives import Primitives
 from fastdistill.students.ensemble import Ensemble, Students
@@ -146,7 +146,7 @@ class GradientMatching:
         """The students that begin at a step."""
         return self._ensemble.draw(step, self._indices)
 
-    def prepare(self, students: Students, step: int) -> Students:
+    def prepare(self, learned: Mapping[str, Tensor], students: Students, step: int) -> Students:
         """Shows batch-norm students 16 real images per class, which updates their statistics; others are unchanged.
 
         Done before every match, since training on the synthetic images has moved the statistics to those.
@@ -234,8 +234,8 @@ class GradientMatching:
         return Batch(images=dsa.augment(real.images, self.strategy, draw), labels=real.labels)
 
     def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
-        """Where a student of ``students``, as it was matched at a step, stopped being finite; see `first_nonfinite`."""
-        own = students.some(slice(student, student + 1))
+        """Where a student of ``students``, as it began a step, stopped being finite in it; see `first_nonfinite`."""
+        own = self.prepare(learned, students.some(slice(student, student + 1)), step)
         draw = self._siamese(own.indices, step)
         run = student // self._per_run
         synthetic = learned["images"][run : run + 1]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from fastdistill.students.ensemble import Students
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +20,46 @@ class OuterGradient:
             a run without any.
         loss: of every student ``[R·S]``.
         finite: whether a student's loss and derivatives are finite, bool ``[R·S]``; the others count for nothing.
+        values: further figures of the step to log, scalars on the device.
+        carried: what the students keep for the next step, name to ``[R·S, ...]``; replaces `Students.carried`.
     """
 
     gradients: dict[str, Tensor]
     loss: Tensor
     finite: Tensor
+    values: dict[str, Tensor] = field(default_factory=dict)
+    carried: dict[str, Tensor] = field(default_factory=dict)
+
+
+Cotangents = Callable[[Students, int], tuple[dict[str, Tensor], Tensor]]
+
+
+def gathered(
+    learned: Mapping[str, Tensor], students: Students, chunk: int, per_run: int, cotangents: Cotangents
+) -> OuterGradient:
+    """The gradients of all students from those of chunks of them.
+
+    Args:
+        learned: by name ``[R, ...]``.
+        students: of all runs ``[R·S]``.
+        chunk: most students at once.
+        per_run: ``S``.
+        cotangents: maps some students and the place of the first to the derivatives of each one's own outer loss, by
+            the names of ``learned``, ``[S', ...]``, and that loss ``[S']``.
+    """
+    totals = {name: torch.zeros_like(value) for name, value in learned.items()}
+    losses, finite = [], []
+    for start in range(0, len(students.indices), chunk):
+        found, loss = cotangents(students.some(slice(start, start + chunk)), start)
+        sums = torch.stack([value.flatten(1).sum(1) for value in found.values()])
+        sound = loss.isfinite() & sums.isfinite().all(0)  # a sum is finite where its terms are
+        for name, value in found.items():
+            totals[name] += summed_per_run(masked(value, sound), start, totals[name].shape[0], per_run)
+        losses.append(loss)
+        finite.append(sound)
+    whole = torch.cat(finite)
+    means = {name: per_finite_student(total, whole, per_run) for name, total in totals.items()}
+    return OuterGradient(gradients=means, loss=torch.cat(losses), finite=whole)
 
 
 def per_finite_student(total: Tensor, finite: Tensor, students: int) -> Tensor:

@@ -1,23 +1,33 @@
-"""Unrolled training: Dataset Distillation (Wang et al., "Dataset distillation", 2018).
+"""Unrolled training: Dataset Distillation (Wang et al., "Dataset distillation", 2018) and RaT-BPTT (Feng et al. 2024).
 
-Students train on the synthetic images for ``T`` steps, each with a learned rate; everything learned moves along the
-exact derivative of their loss on real images, found by the adjoint recursion of `derivatives.unroll`. The published
-algorithm is its plain SGD with one student a step; momentum and Adam inside are the same recursion.
+Students train on the synthetic images for ``T`` steps; everything learned moves along the exact derivative of their
+loss on real images, found by the adjoint recursion of `derivatives.unroll`. Dataset Distillation learns a rate for
+every step of plain SGD; RaT-BPTT trains by Adam on drawn batches and differentiates a random window of the steps.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from fastdistill.config import UnrolledConfig
-from fastdistill.derivatives.inner import SGD, Adam, InnerOptimizer, Momentum
-from fastdistill.derivatives.locate import first_nonfinite
-from fastdistill.derivatives.unroll import Steps, adjoint, unroll
-from fastdistill.methods.outer_gradient import OuterGradient, masked, per_finite_student, runs_of, summed_per_run
+from fastdistill.augmentation import dsa
+from fastdistill.derivatives.trajectory import Steps
+from fastdistill.derivatives.unroll import adjoint, advance, unroll
+from fastdistill.draws import Purpose, uniform
+from fastdistill.method_configs import UnrolledConfig
+from fastdistill.methods.inner_batches import InnerBatches
+from fastdistill.methods.inner_training import (
+    first_nonfinite_step,
+    inner_optimizer,
+    one_hot_labels,
+    refuse_buffers,
+    shown,
+)
+from fastdistill.methods.outer_gradient import OuterGradient, gathered, runs_of
 from fastdistill.methods.primitives import Primitives
 from fastdistill.students.ensemble import Ensemble, Students
 
@@ -31,21 +41,62 @@ def batch_order(config: UnrolledConfig, classes: int, ipc: int) -> Tensor:
     return own.transpose(0, 1).flatten(1).repeat(config.epochs, 1)
 
 
+def drawn_order(config: UnrolledConfig, classes: int, ipc: int, *, seed: int, step: int, students: Tensor) -> Tensor:
+    """Random images of each step and student: ``M / batches`` of each of ``drawn_classes`` classes.
+
+    Returns:
+        int64 ``[S, T, n]``, no image twice in a step, on the device of ``students``.
+    """
+    chosen, each, steps = config.drawn_classes or classes, ipc // config.batches, config.inner_steps
+    rows = []
+    for number in range(steps):
+        numbers = uniform(seed, Purpose.MINIBATCH, step * steps + number, students, classes * (1 + ipc))
+        picked = numbers[:, :classes].argsort(dim=1, stable=True)[:, :chosen]
+        within = numbers[:, classes:].unflatten(1, (classes, ipc)).argsort(dim=2, stable=True)[..., :each]
+        members = picked[..., None] * ipc + within.gather(1, picked[..., None].expand(-1, -1, each))
+        rows.append(members.flatten(1))
+    return torch.stack(rows, dim=1)
+
+
+def window(config: UnrolledConfig, step: int, *, seed: int) -> tuple[int, int]:
+    """The inner steps that an outer step differentiates, the first and the one after the last.
+
+    Training ends with the window. All students share it, since it decides how long they train.
+    """
+    length = config.window or config.inner_steps
+    last = config.inner_steps - length
+    if config.window_start == "random":
+        student = torch.zeros(1, dtype=torch.int64)  # on the host: a program's length cannot wait on a device
+        share = float(uniform(seed, Purpose.WINDOW, step // config.window_every, student, 1))
+        begin = config.window_least + int(share * (last - config.window_least + 1))
+    elif config.window_start == "moving":
+        share = step / max(config.steps - 1, 1)
+        begin = config.window_least + round(share * (last - config.window_least))
+    else:
+        begin = last
+    return begin, begin + length
+
+
 def initial_settings(
-    config: UnrolledConfig, runs: int, *, dtype: torch.dtype, device: torch.device
+    config: UnrolledConfig, runs: int, classes: int, ipc: int, *, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """What is learned beside the images, before the first step.
 
     Returns:
-        ``rates [R, T]``, whose softplus is the learning rate, and ``momenta [R, T]``, whose sigmoid is the momentum;
-        those that are learned.
+        ``rates [R, T]``, whose softplus is the learning rate, ``momenta [R, T]``, whose sigmoid is the momentum, and
+        ``labels [R, C, M, C]``, one-hot; those that are learned.
     """
     shape, learned = (runs, config.inner_steps), {}
     if config.learn_rates:
-        learned["rates"] = torch.full(shape, config.inner_learning_rate, dtype=torch.float64).expm1().log()
+        rate = config.inner_learning_rate
+        start = rate + math.log(-math.expm1(-rate))  # where the softplus is the rate
+        learned["rates"] = torch.full(shape, start, dtype=dtype, device=device)
     if config.learn_momenta:
-        learned["momenta"] = torch.full(shape, config.inner_momentum, dtype=torch.float64).logit()
-    return {name: value.to(device, dtype) for name, value in learned.items()}
+        start = math.log(config.inner_momentum / (1 - config.inner_momentum))
+        learned["momenta"] = torch.full(shape, start, dtype=dtype, device=device)
+    if config.learn_labels:
+        learned["labels"] = one_hot_labels(runs, classes, ipc).to(device, dtype)
+    return learned
 
 
 def learning_rates(config: UnrolledConfig, learned: Mapping[str, Tensor]) -> Tensor:
@@ -57,10 +108,14 @@ def learning_rates(config: UnrolledConfig, learned: Mapping[str, Tensor]) -> Ten
     return images.new_full((images.shape[0], config.inner_steps), config.inner_learning_rate)
 
 
-def inner_optimizer(config: UnrolledConfig) -> InnerOptimizer:
-    """The students' optimiser."""
-    kinds: dict[str, type[SGD] | type[Momentum] | type[Adam]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
-    return kinds[config.optimizer](decay=config.inner_decay)
+def momenta(config: UnrolledConfig, learned: Mapping[str, Tensor]) -> Tensor | None:
+    """Momenta ``[R, T]`` of what is learned; None for plain SGD."""
+    if config.optimizer == "sgd":
+        return None
+    if config.learn_momenta:
+        return learned["momenta"].sigmoid()
+    images = learned["images"]
+    return images.new_full((images.shape[0], config.inner_steps), config.inner_momentum)
 
 
 class Unrolled:
@@ -75,9 +130,10 @@ class Unrolled:
         runs: ``R``; student ``k`` belongs to run ``k // S``.
         students: ``S``.
         chunk: most students whose trajectories are in memory at once.
+        seed: the run's seed.
 
     Raises:
-        ValueError: for students with buffers, whose training has no adjoint here.
+        ValueError: for students with buffers, whose training has no adjoint here, or more drawn classes than there are.
     """
 
     def __init__(
@@ -91,23 +147,27 @@ class Unrolled:
         runs: int,
         students: int,
         chunk: int,
+        seed: int,
     ) -> None:
-        if dict(ensemble.module.named_buffers()):
+        refuse_buffers(ensemble, "unrolled training")
+        if config.drawn_classes > len(labels):
             raise ValueError(
-                "expected students without running statistics for unrolled training, got batch norm: use instance, "
-                "group, layer or none for student.norm"
+                f"expected drawn_classes of at most the {len(labels)} classes, got {config.drawn_classes}: lower "
+                "method.drawn_classes, or leave it out to draw all"
             )
         self._config, self._ensemble, self._primitives, self._real = config, ensemble, primitives, real
-        self._labels = labels.flatten()
+        self._labels, self._shape, self._seed = labels.flatten(), tuple(labels.shape), seed
         self._order = batch_order(config, *labels.shape).to(labels.device)
-        self._per_run, self._chunk, self._optimizer = students, chunk, inner_optimizer(config)
+        self._per_run, self._chunk = students, chunk
+        self._optimizer = inner_optimizer(config.optimizer, config.inner_decay)
+        self._strategy = dsa.Strategy.parse(config.augmentation, align_corners=config.align_corners)
         self._indices = torch.arange(runs * students, device=labels.device)
 
     def fresh(self, step: int) -> Students:
         """The students that begin at a step."""
         return self._ensemble.draw(step, self._indices)
 
-    def prepare(self, students: Students, step: int) -> Students:
+    def prepare(self, learned: Mapping[str, Tensor], students: Students, step: int) -> Students:
         """The students as they are."""
         return students
 
@@ -119,92 +179,105 @@ class Unrolled:
         """Gradient of every run's mean outer loss in everything that is learned.
 
         Args:
-            learned: ``images [R, C, M, D, H, W]``, and ``rates``, ``momenta`` ``[R, T]`` where these are learned.
+            learned: ``images [R, C, M, D, H, W]``, and ``rates``, ``momenta`` ``[R, T]`` and ``labels [R, C, M, C]``
+                where these are learned.
             students: the students of all runs, ``[R·S]``.
-            step: the outer step, which keys the real batches.
+            step: the outer step, which keys the real batches, orders, augmentations and window.
         """
-        totals = {name: torch.zeros_like(value) for name, value in learned.items()}
-        losses, finite = [], []
-        for start in range(0, len(students.indices), self._chunk):
-            part = students.some(slice(start, start + self._chunk))
-            found, loss = self._cotangents(learned, part, start, step)
-            sums = torch.stack([value.flatten(1).sum(1) for value in found.values()])
-            sound = loss.isfinite() & sums.isfinite().all(0)
-            for name, value in found.items():
-                totals[name] += summed_per_run(masked(value, sound), start, learned["images"].shape[0], self._per_run)
-            losses.append(loss)
-            finite.append(sound)
-        whole = torch.cat(finite)
-        means = {name: per_finite_student(total, whole, self._per_run) for name, total in totals.items()}
-        return OuterGradient(gradients=means, loss=torch.cat(losses), finite=whole)
+
+        def cotangents(part: Students, start: int) -> tuple[dict[str, Tensor], Tensor]:
+            return self._cotangents(learned, part, start, step)
+
+        return gathered(learned, students, self._chunk, self._per_run, cotangents)
 
     def _cotangents(
         self, learned: Mapping[str, Tensor], students: Students, start: int, step: int
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Derivatives of each student's own outer loss, by name ``[S, ...]``, and that loss ``[S]``."""
-        batch, steps = self._inner(learned, start, len(students.indices))
+        config, synthetic = self._config, self._primitives.synthetic
+        batches, steps = self._inner(learned, students.indices, start, step)
+        begin, end = window(config, step, seed=self._seed)
+        before, inside = steps.split(end)[0].split(begin)
+        weights, state = advance(synthetic, students.weights, students.buffers, batches, before)
+        storage = torch.bfloat16 if config.storage == "bfloat16" else None
         trajectory = unroll(
-            self._primitives.synthetic, students.weights, students.buffers, batch, steps, keep=self._config.keep
+            synthetic, weights, students.buffers, batches, inside, state=state, keep=config.keep, storage=storage
         )
         images, labels = self._real(step, students.indices)
-        outer = self._primitives.real.value_and_gradient(
-            trajectory.weights, students.buffers, images.unsqueeze(1), labels.unsqueeze(1)
+        points = 1  # outer losses, of equal weight
+        if config.intermediate_every:
+            points += (end - begin - 1) // config.intermediate_every
+        total = torch.zeros_like(trajectory.losses[0])
+
+        def outer(weights: Tensor) -> Tensor:
+            nonlocal total
+            found = self._primitives.real.value_and_gradient(
+                weights, students.buffers, images.unsqueeze(1), labels.unsqueeze(1)
+            )
+            total = total + found.loss[:, 0] / points
+            return found.gradient[:, 0] / points
+
+        def intermediate(number: int, weights: Tensor) -> Tensor | None:
+            passed = number - begin
+            return outer(weights) if passed % config.intermediate_every == 0 else None
+
+        slopes = adjoint(
+            synthetic,
+            trajectory,
+            batches,
+            outer(trajectory.weights),
+            batches.pull,
+            labels=config.learn_labels,
+            intermediate=intermediate if config.intermediate_every else None,
         )
-        # a student's own cotangents, since one that turns out non-finite must not have reached the others' sum
-        pulled = images.new_zeros(len(students.indices), *learned["images"].flatten(1, 2).shape[1:])
+        found = batches.found
+        runs = self._runs(start, len(students.indices))
+        if config.learn_rates:
+            found["rates"] = self._whole(slopes.rates, begin) * learned["rates"].sigmoid()[runs]
+        if config.learn_momenta:
+            assert slopes.momenta is not None
+            momenta = learned["momenta"].sigmoid()[runs]
+            found["momenta"] = self._whole(slopes.momenta, begin) * momenta * (1 - momenta)
+        return found, total
 
-        def pull(number: int, cotangent: Tensor, _labels: Tensor | None) -> None:
-            members = self._order[number]
-            pulled[:, members] = pulled[:, members] + cotangent
-
-        slopes = adjoint(self._primitives.synthetic, trajectory, batch, outer.gradient[:, 0], pull)
-        found = {"images": pulled.unflatten(1, learned["images"].shape[1:3])}
-        if "rates" in learned:
-            found["rates"] = slopes.rates.T * learned["rates"].sigmoid()[self._runs(start, len(students.indices))]
-        if "momenta" in learned and slopes.momenta is not None:
-            momenta = learned["momenta"].sigmoid()[self._runs(start, len(students.indices))]
-            found["momenta"] = slopes.momenta.T * momenta * (1 - momenta)
-        return found, outer.loss[:, 0]
+    def _whole(self, slopes: Tensor, begin: int) -> Tensor:
+        """Derivatives ``[W, S]`` in settings of the window's steps as those of all steps, ``[S, T]``."""
+        whole = slopes.new_zeros(slopes.shape[1], self._config.inner_steps)
+        whole[:, begin : begin + slopes.shape[0]] = slopes.T
+        return whole
 
     def _runs(self, start: int, count: int) -> Tensor:
         """The run of each of some students, ``[S]``."""
         return torch.arange(start, start + count, device=self._indices.device) // self._per_run
 
     def _inner(
-        self, learned: Mapping[str, Tensor], start: int, count: int
-    ) -> tuple[Callable[[int], tuple[Tensor, Tensor]], Steps]:
+        self, learned: Mapping[str, Tensor], indices: Tensor, start: int, step: int
+    ) -> tuple[InnerBatches, Steps]:
         """The batches and steps of some students."""
-        runs, images = self._runs(start, count), learned["images"].flatten(1, 2)
-        touched = runs_of(start, count, self._per_run)
-        momenta = None
-        if self._optimizer.slots:
-            momenta = images.new_full((self._config.inner_steps, count), self._config.inner_momentum)
-            if "momenta" in learned:
-                momenta = learned["momenta"].sigmoid()[runs].T
-
-        def batch(number: int) -> tuple[Tensor, Tensor]:
-            members = self._order[number]
-            labels = self._labels[members]
-            if len(touched) == 1:  # students of one run see the same images, which then have no student axis
-                return images[touched[0][0], members], labels
-            return images[runs[:, None], members], labels
-
-        rates = learning_rates(self._config, learned)[runs].T
-        return batch, Steps(optimizer=self._optimizer, rates=rates, momenta=momenta)
+        config, count = self._config, len(indices)
+        runs, touched = self._runs(start, count), runs_of(start, count, self._per_run)
+        order = self._order
+        if config.drawn:
+            order = drawn_order(config, *self._shape, seed=self._seed, step=step, students=indices)
+        batches = InnerBatches(
+            learned,
+            self._labels,
+            runs,
+            order,
+            run=touched[0][0] if len(touched) == 1 else None,
+            view=shown(self._strategy, seed=self._seed, step=step * config.inner_steps, students=indices),
+        )
+        found = momenta(config, learned)
+        return batches, Steps(
+            optimizer=self._optimizer,
+            rates=learning_rates(config, learned)[runs].T,
+            momenta=None if found is None else found[runs].T,
+        )
 
     def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
         """Where a student of ``students``, as it was trained at a step, stopped being finite; see `first_nonfinite`."""
         own = students.some(slice(student, student + 1))
-        batch, steps = self._inner(learned, student, 1)
-        trajectory = unroll(self._primitives.synthetic, own.weights, own.buffers, batch, steps)
-        for number, weights in enumerate(trajectory.stored_weights):
-            images, labels = batch(number)
-            where = first_nonfinite(
-                self._ensemble.module, weights[0], {}, {f"the images of inner step {number}": (images, labels)}
-            )
-            if where:
-                return where
-        images, labels = self._real(step, own.indices)
-        return first_nonfinite(
-            self._ensemble.module, trajectory.weights[0], {}, {"real images": (images[0], labels[0])}
-        )
+        batches, steps = self._inner(learned, own.indices, student, step)
+        _, end = window(self._config, step, seed=self._seed)
+        real = self._real(step, own.indices)
+        return first_nonfinite_step(self._ensemble, self._primitives.synthetic, own, batches, steps.split(end)[0], real)

@@ -72,6 +72,16 @@ def predicted_peak_mb(run: RunFolder) -> float | None:
     return number(run.results.get("predicted_peak_mb"))
 
 
+def step_flops(run: RunFolder) -> float | None:
+    """The floating-point operations of one step, as they were predicted before the distillation."""
+    return number(run.results.get("step_flops"))
+
+
+def flops_per_second(run: RunFolder) -> float | None:
+    """These by the median time of one step."""
+    return number(run.results.get("flops_per_s"))
+
+
 def students_per_second(run: RunFolder) -> float | None:
     """Median rate of students that the images were matched for."""
     rates = _recorded(run, "perf/students_per_s")

@@ -36,7 +36,8 @@ def image_grid(images: Tensor, labels: Tensor, *, class_names: Sequence[str] = (
     Args:
         images: pixel values in ``[0, 1]``, ``[N, D, H, W]`` or ``[R, N, D, H, W]`` of any float type; values outside
             are clamped, not-a-number is black. Of more than three channels the first three are shown, of two the mean.
-        labels: integers ``[N]``, the classes, the same in every run.
+        labels: integers ``[N]``, the classes, the same in every run; or soft rows ``[N, C]`` or ``[R, N, C]`` of images
+            that stand in the order of the classes, equally many of each.
         class_names: the name of class ``c`` at index ``c``; the number itself when there is none.
 
     Returns:
@@ -45,7 +46,8 @@ def image_grid(images: Tensor, labels: Tensor, *, class_names: Sequence[str] = (
     Raises:
         ValueError: if the shapes do not fit together or the pixels are integers.
     """
-    if images.ndim not in (4, 5) or labels.shape != images.shape[-4:-3] or 0 in images.shape:
+    numbers = _classes(labels)
+    if images.ndim not in (4, 5) or numbers.shape != images.shape[-4:-3] or 0 in images.shape:
         raise ValueError(
             f"expected images [N, D, H, W] or [R, N, D, H, W] and labels [N], got {list(images.shape)} and "
             f"{list(labels.shape)}: give every image one label"
@@ -53,7 +55,6 @@ def image_grid(images: Tensor, labels: Tensor, *, class_names: Sequence[str] = (
     if not images.is_floating_point():
         raise ValueError(f"expected floats in [0, 1], got {images.dtype}: divide bytes by 255")
     pixels = _rgb(images.detach().cpu().float().numpy())
-    numbers = labels.detach().cpu().numpy()
     classes = np.unique(numbers)
     rows = [np.flatnonzero(numbers == number) for number in classes]
     names = [_short(class_names[c] if 0 <= c < len(class_names) else str(c)) for c in classes.tolist()]
@@ -72,6 +73,12 @@ def save_picture(path: Path, picture: Image.Image) -> None:
     content = BytesIO()
     picture.save(content, format="PNG")
     write_whole(path, content.getvalue())
+
+
+def _classes(labels: Tensor) -> npt.NDArray[Any]:
+    if labels.is_floating_point() and labels.ndim in (2, 3):
+        return np.arange(labels.shape[-2]) * labels.shape[-1] // max(labels.shape[-2], 1)
+    return labels.detach().cpu().numpy()
 
 
 def _rgb(images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 MISSING = "not measured"
+_UNITS = ((15, "PFLOP"), (12, "TFLOP"), (9, "GFLOP"))
 
 
 def percent(share: float | None) -> str:
@@ -26,6 +27,19 @@ def count(value: float | None) -> str:
 def megabytes(value: float | None) -> str:
     """Memory in MB (10^6 bytes)."""
     return MISSING if value is None or not math.isfinite(value) else f"{count(value)} MB"
+
+
+def operations(value: float | None) -> str:
+    """Floating-point operations."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    scale, unit = next(((10**power, unit) for power, unit in _UNITS if value >= 10**power), (10**6, "MFLOP"))
+    return f"{value / scale:.1f} {unit}"
+
+
+def rate(value: float | None) -> str:
+    """Floating-point operations in a second."""
+    return MISSING if value is None or not math.isfinite(value) else f"{operations(value)}/s"
 
 
 def duration(seconds: float | None) -> str:

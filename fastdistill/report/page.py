@@ -12,7 +12,7 @@ from fastdistill.report.cells import Cell, Column, Table, figure, words
 from fastdistill.report.curves import curves
 from fastdistill.report.evaluations import accuracy, evaluations_table
 from fastdistill.report.folder import RunFolder, flat, part, read_run
-from fastdistill.report.formats import MISSING, count, duration, megabytes
+from fastdistill.report.formats import MISSING, count, duration, megabytes, operations, rate
 from fastdistill.report.metrics import number
 from fastdistill.report.render import refuse_folder, render
 
@@ -99,11 +99,13 @@ def _arm(arm: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 def _performance(run: RunFolder) -> list[tuple[str, str]]:
     """Named figures of time and memory."""
-    rate = facts.students_per_second(run)
+    students = facts.students_per_second(run)
     return [
         ("distillation", duration(facts.seconds(run))),
         ("one step", duration(facts.step_seconds(run))),
-        ("students per second", MISSING if rate is None else f"{rate:.1f}"),
+        ("students per second", MISSING if students is None else f"{students:.1f}"),
+        ("operations of a step, predicted", operations(facts.step_flops(run))),
+        ("operations per second", rate(facts.flops_per_second(run))),
         ("peak memory, distilling", megabytes(facts.peak_mb(run))),
         ("peak memory, predicted", megabytes(facts.predicted_peak_mb(run))),
         ("peak memory, with evaluation", megabytes(number(run.results.get("peak_mb")))),

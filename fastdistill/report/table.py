@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastdistill.progress import PatientConsole
+from fastdistill.report.formats import operations, rate
 
 
 def show_results(results: Mapping[str, Any], folder: Path) -> None:
@@ -39,9 +40,12 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
         )
     console.print(table)
     step = "" if results["step_s"] is None else f" of {1000 * results['step_s']:.0f} ms"
+    flops = ""
+    if "step_flops" in results:  # a run that an older version finished has none
+        flops = f"; {operations(results['step_flops'])} a step, {rate(results['flops_per_s'])}"
     console.print(
-        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step}), "
-        f"peak memory {results['peak_mb']:.0f} MB",
+        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step})\n"
+        f"peak memory {results['peak_mb']:.0f} MB, predicted {results['predicted_peak_mb']:.0f} MB{flops}",
         highlight=False,
     )
     console.print(f"everything is in {folder}/ — open report.html", highlight=False, soft_wrap=True, markup=False)

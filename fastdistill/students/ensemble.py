@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,11 +22,14 @@ class Students:
         indices: global student indices, int64 ``[S]``; run ``r`` of ``S`` students owns ``r·S`` to ``r·S + S − 1``.
         weights: ``θ [S, P]``.
         buffers: name to ``[S, ...]``.
+        carried: what a method keeps with its students from step to step, such as an optimiser's state; name to
+            ``[S, ...]``.
     """
 
     indices: Tensor
     weights: Tensor
     buffers: dict[str, Tensor]
+    carried: dict[str, Tensor] = field(default_factory=dict)
 
     def some(self, part: slice) -> Students:
         """A range of them."""
@@ -34,6 +37,7 @@ class Students:
             indices=self.indices[part],
             weights=self.weights[part],
             buffers={name: tensor[part] for name, tensor in self.buffers.items()},
+            carried={name: tensor[part] for name, tensor in self.carried.items()},
         )
 
     def to(self, device: torch.device) -> Students:
@@ -42,6 +46,7 @@ class Students:
             indices=self.indices.to(device),
             weights=self.weights.to(device),
             buffers={name: tensor.to(device) for name, tensor in self.buffers.items()},
+            carried={name: tensor.to(device) for name, tensor in self.carried.items()},
         )
 
 

@@ -14,6 +14,7 @@ from fastdistill.draws import Purpose, uniform
 
 Fetch = Callable[[Tensor | None], tuple[Tensor, Tensor]]
 Augment = Callable[[Tensor, int], Tensor]
+Observe = Callable[[Tensor | None, Tensor], None]
 SCHEDULES = ("constant", "step", "cosine")
 
 
@@ -52,24 +53,42 @@ class Training:
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch."""
+        return self.learning_rate * self.factor(epoch)
+
+    def factor(self, epoch: int) -> float:
+        """What an epoch's learning rate is of the first step's."""
         if self.schedule == "step" and epoch >= self.decay_epoch:
-            return self.learning_rate * 0.1
+            return 0.1
         if self.schedule == "cosine":
-            return self.learning_rate * 0.5 * (1 + cos(pi * epoch / self.epochs))
-        return self.learning_rate
+            return 0.5 * (1 + cos(pi * epoch / self.epochs))
+        return 1.0
 
 
 def image_fetch(images: Tensor, labels: Tensor) -> Fetch:
-    """Mini-batches of images ``[N, D, H, W]`` shared by the students, or ``[S, N, D, H, W]`` of their own."""
+    """Mini-batches of images ``[N, D, H, W]`` shared by the students, or ``[S, N, D, H, W]`` of their own.
+
+    Args:
+        images: see above.
+        labels: classes ``[N]`` or soft rows ``[N, C]``, the same for all students, or, beside images of their own, rows
+            ``[S, N, C]`` of their own.
+
+    Raises:
+        ValueError: for rows of the students' own beside shared images.
+    """
+    own_labels = labels.ndim == 3
+    if own_labels and images.ndim != 5:
+        raise ValueError(
+            f"expected images [S, N, D, H, W] beside labels [S, N, C], got {tuple(images.shape)} and "
+            f"{tuple(labels.shape)}: give every student images of its own, or all the same labels"
+        )
 
     def fetch(indices: Tensor | None) -> tuple[Tensor, Tensor]:
         if indices is None:
             return images, labels
-        chosen = labels[indices]
         if images.ndim == 4:
-            return images[indices], chosen
+            return images[indices], labels[indices]
         own = torch.arange(images.shape[0], device=images.device)[:, None]
-        return images[own, indices], chosen
+        return images[own, indices], labels[own, indices] if own_labels else labels[indices]
 
     return fetch
 
@@ -87,6 +106,9 @@ def train_students(
     first_epoch: int = 0,
     purpose: Purpose = Purpose.MINIBATCH,
     augment: Augment | None = None,
+    rates: Tensor | None = None,
+    velocity: Tensor | None = None,
+    observe: Observe | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Trains ``S`` students at once and returns their new weights and buffers.
@@ -98,7 +120,7 @@ def train_students(
         weights: ``[S, P]``.
         buffers: name to ``[S, ...]``.
         fetch: maps image indices ``[S, b]``, or None for all, to images ``[S, b, D, H, W]`` (or ``[b, D, H, W]``,
-            shared) and labels ``[S, b]`` (or ``[b]``).
+            shared) and classes ``[S, b]`` (or ``[b]``) or soft rows ``[S, b, C]`` (or ``[b, C]``).
         count: number of images there are.
         training: the settings.
         seed: the run's seed.
@@ -106,29 +128,34 @@ def train_students(
         first_epoch: number of epochs these students' streams have already used.
         purpose: stream of the shuffles.
         augment: maps images and the step's draw counter to augmented images ``[S, b, D, H, W]``.
+        rates: learning rates ``[S]`` in place of the settings' one; they fall as it does.
+        velocity: of the momentum at the start ``[S, P]``, for training that goes on; zero when not given.
+        observe: called after every epoch with the velocity ``[S, P]`` (None without momentum) and the students' losses
+            ``[S]``, each the mean over the epoch's images as they were trained on.
         progress: called with the number of every finished epoch.
     """
-    velocity = torch.zeros_like(weights) if training.momentum else None
+    if training.momentum and velocity is None:
+        velocity = torch.zeros_like(weights)
+    own = None if rates is None else rates.to(weights)[:, None]
     batches = -(-count // training.batch)
     for epoch in range(training.epochs):
-        rate = training.rate(epoch)
+        rate = training.rate(epoch) if own is None else own * training.factor(epoch)
         if velocity is not None and training.restart and epoch == training.decay_epoch:
-            velocity.zero_()
+            velocity = torch.zeros_like(weights)
         draw = first_epoch + epoch
         order = None
         if batches > 1:
             order = uniform(seed, purpose, draw, students, count).argsort(dim=1, stable=True)
+        loss = weights.new_zeros(weights.shape[0])
         for batch in range(batches):
             part = None if order is None else order[:, batch * training.batch : (batch + 1) * training.batch]
             images, labels = fetch(part)
             if augment is not None:
                 images = augment(images, draw * batches + batch)
-            group = images.ndim - 4  # a group axis of one, right behind the student axis if there is one
-            hard = 0 if labels.is_floating_point() else 1
-            result = primitive.value_and_gradient(
-                weights, buffers, images.unsqueeze(group), labels.unsqueeze(labels.ndim - 2 + hard), training=True
-            )
+            result = primitive.value_and_gradient(weights, buffers, *grouped(images, labels), training=True)
             buffers = result.buffers
+            if observe is not None:
+                loss = loss + result.loss[:, 0] * (images.shape[-4] / count)
             change = result.gradient[:, 0]
             if training.weight_decay:
                 change = change + training.weight_decay * weights
@@ -136,9 +163,17 @@ def train_students(
                 velocity = training.momentum * velocity + change
                 change = velocity
             weights = weights - rate * change
+        if observe is not None:
+            observe(velocity, loss)
         if progress is not None:
             progress(epoch + 1)
     return weights, buffers
+
+
+def grouped(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch as the primitive takes it: with a group axis of one, right behind the student axis if there is one."""
+    behind = labels.ndim - (2 if labels.is_floating_point() else 1)
+    return images.unsqueeze(images.ndim - 4), labels.unsqueeze(behind)
 
 
 def count_correct(

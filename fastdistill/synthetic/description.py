@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 def plain_values(distilled: Distilled) -> dict[str, Any]:
     """The part that JSON holds."""
-    return {
+    values = {
         "format": FORMAT,
         "class_names": distilled.class_names,
         "mean": distilled.normalization.mean,
@@ -36,6 +36,14 @@ def plain_values(distilled: Distilled) -> dict[str, Any]:
         "config_hash": distilled.config_hash,
         "details": dict(distilled.details),
     }
+    if (schedule := distilled.schedule) is not None:
+        values["schedule"] = {
+            "optimizer": schedule.optimizer,
+            "decay": float(schedule.decay),
+            "augmentation": schedule.augmentation,
+            "align_corners": schedule.align_corners,
+        }
+    return values
 
 
 def statistics(distilled: Distilled) -> dict[str, Tensor]:
@@ -46,6 +54,10 @@ def statistics(distilled: Distilled) -> dict[str, Tensor]:
         tensors |= {"zca.mean": whitening.mean, "zca.matrix": whitening.matrix, "zca.inverse": whitening.inverse}
     if schedule is not None:
         tensors |= {"schedule.rates": schedule.rates, "schedule.images": schedule.images}
+        if schedule.momenta is not None:
+            tensors["schedule.momenta"] = schedule.momenta
+    if distilled.learning_rate is not None:
+        tensors["learning_rate"] = distilled.learning_rate
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
@@ -58,11 +70,9 @@ def described_fields(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     if values.get("format") != FORMAT:
         raise KeyError(f"format {FORMAT}")
     low, high = of_kind(list, values["pixel_range"])
-    whitening = schedule = None
+    whitening = None
     if "zca.matrix" in tensors:
         whitening = Whitening(mean=tensors["zca.mean"], matrix=tensors["zca.matrix"], inverse=tensors["zca.inverse"])
-    if "schedule.rates" in tensors or "schedule.images" in tensors:
-        schedule = Schedule(rates=tensors["schedule.rates"], images=tensors["schedule.images"])
     return {
         "class_names": tuple(of_kind(str, name) for name in of_kind(list, values["class_names"])),
         "normalization": Normalization(
@@ -77,8 +87,23 @@ def described_fields(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         "pixel_range": (float(low), float(high)),
         "config_hash": of_kind(str, values["config_hash"]),
         "details": {name: of_kind(str, value) for name, value in of_kind(dict, values["details"]).items()},
-        "schedule": schedule,
+        "schedule": _schedule(values, tensors),
+        "learning_rate": tensors.get("learning_rate"),
     }
+
+
+def _schedule(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Schedule | None:
+    if not {"schedule.rates", "schedule.images", "schedule.momenta"} & tensors.keys() and "schedule" not in values:
+        return None
+    # files from before there was anything but plain SGD do not say it
+    kinds = {"optimizer": str, "decay": float, "augmentation": str, "align_corners": bool}
+    given = of_kind(dict, values.get("schedule", {}))
+    return Schedule(
+        rates=tensors["schedule.rates"],
+        images=tensors["schedule.images"],
+        momenta=tensors.get("schedule.momenta"),
+        **{name: of_kind(kind, given[name]) for name, kind in kinds.items() if given},
+    )
 
 
 def of_kind(kind: type[_T], value: Any) -> _T:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fastdistill.data.sampler import class_batches
 from fastdistill.data.store import ImageStore
-from fastdistill.draws import Purpose, normal
+from fastdistill.draws import Purpose, normal, uniform
 
 
 def initial_pixels(store: ImageStore, kind: str, *, ipc: int, runs: int, seed: int, dtype: torch.dtype) -> Tensor:
@@ -15,7 +15,8 @@ def initial_pixels(store: ImageStore, kind: str, *, ipc: int, runs: int, seed: i
 
     Args:
         store: the training images; gives shape, classes and, for ``real``, the images.
-        kind: ``noise`` (standard normal in normalised space) or ``real`` (drawn without replacement).
+        kind: ``noise`` (standard normal in normalised space), ``unit`` (the same, every image scaled to length 1),
+            ``uniform`` (in [0, 1) in normalised space) or ``real`` (drawn without replacement).
         ipc: ``M``.
         runs: ``R``.
         seed: of the draws.
@@ -29,9 +30,12 @@ def initial_pixels(store: ImageStore, kind: str, *, ipc: int, runs: int, seed: i
     """
     indices = torch.arange(runs, device=store.device)
     shape = (runs, store.num_classes, ipc, *store.shape)
-    if kind == "noise":
-        count = torch.Size(shape[1:]).numel()
-        return normal(seed, Purpose.PIXELS, 0, indices, count).view(shape).to(dtype)
+    count = torch.Size(shape[1:]).numel()
+    if kind == "uniform":
+        return uniform(seed, Purpose.PIXELS, 0, indices, count).view(shape).to(dtype)
+    if kind in ("noise", "unit"):
+        noise = normal(seed, Purpose.PIXELS, 0, indices, count).view(shape).to(dtype)
+        return noise if kind == "noise" else noise / torch.linalg.vector_norm(noise, dim=(-3, -2, -1), keepdim=True)
     if min(store.class_sizes) < ipc:
         raise ValueError(
             f"expected at least {ipc} training images in every class to start from real ones, got "

@@ -333,6 +333,23 @@ def test_as_many_linear_images_as_the_rank_reach_the_optimum_from_any_weights(ra
         after = one_linear_step(start, inputs, synthetic_targets, rate=0.3).detach()
         assert least_squares(real @ start, targets).item() > 10 * best
         assert least_squares(real @ after, targets).item() == pytest.approx(best, rel=1e-12)
+        if rank == 5:  # as many as there are features: the optimum is one point
+            assert (after - optimum).abs().max() <= 1e-10
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_one_step_on_fewer_linear_images_than_features_leaves_a_part_of_the_weights_as_it_is(count: int) -> None:
+    """The rank argument: whatever the images and the rate, a step is the identity on what they do not span."""
+    inputs, targets, start = random(count, 5, seed=0), random(count, 1, seed=1), random(5, 1, seed=2)
+    unseen = torch.linalg.svd(inputs).Vh[count:].T
+    assert unseen.shape == (5, 5 - count)
+    after = one_linear_step(start, inputs, targets, rate=0.3)
+    assert (after - start).norm() > 0.01
+    torch.testing.assert_close(unseen.T @ after, unseen.T @ start, rtol=0, atol=1e-14)
+    # so two initial weights that differ there end as far apart as they began, and one of them misses the optimum
+    apart = unseen @ random(5 - count, 1, seed=3)
+    other = one_linear_step(start + apart, inputs, targets, rate=0.3)
+    torch.testing.assert_close(other - after, apart, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("dimension", "count"), [(2, 1), (4, 1), (4, 2), (4, 3)])

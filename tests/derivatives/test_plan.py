@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
+from fastdistill.derivatives.plan import Batching, Cost, Path, choose_batching, forward_cost
 from fastdistill.students.architectures import build_student
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -10,6 +10,14 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 def convnet(width, size=28):
     return build_student("convnet", channels=1, height=size, width=size, num_classes=10, net_width=width)
+
+
+def test_a_single_small_pair_is_not_batched():
+    cost = Cost(flops=10**6, activations=10**4, largest=10**3)
+    alone = choose_batching(cost, CPU, students=1, groups=1, images=10)
+    assert alone == Batching(path=Path.LOOP, piece=10, students=1)
+    assert choose_batching(cost, CPU, students=2, groups=1, images=10).path is Path.VMAP
+    assert choose_batching(cost, CPU, students=1, groups=2, images=10).path is Path.VMAP
 
 
 def test_the_cost_of_an_image_is_counted_by_hand():

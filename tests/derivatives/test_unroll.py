@@ -12,7 +12,8 @@ from fastdistill.derivatives.functional import Functional, cross_entropy_sum
 from fastdistill.derivatives.inner import SGD, Adam, Momentum
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.plan import Batching, Path
-from fastdistill.derivatives.unroll import Steps, adjoint, advance, first_order, trajectory_bytes, unroll
+from fastdistill.derivatives.trajectory import Steps, trajectory_bytes
+from fastdistill.derivatives.unroll import adjoint, advance, first_order, unroll
 from fastdistill.draws import Purpose
 from fastdistill.students.architectures import build_student
 from fastdistill.students.weights import initial_weights
@@ -522,26 +523,6 @@ def test_bytes_of_a_trajectory_are_predicted(name, keep, storage):
         case.optimizer, 7, 2, case.layout.size, dtype=torch.float64, keep=keep, storage=storage
     )
     assert predicted == held + again
-
-
-def test_steps_number_on_when_split():
-    steps = problem("adam", 2, 7).steps(first=5)
-    before, window = steps.split(3)
-    assert (len(before), before.first, len(window), window.first) == (3, 5, 4, 8)
-    assert window.setting(2).number == 10
-    assert torch.equal(window.setting(2).rate, steps.rates[5])
-    assert torch.equal(window.setting(2).momentum, steps.momenta[5])
-    with pytest.raises(ValueError, match="expected a count of 0 to 7 steps, got 8"):
-        steps.split(8)
-
-
-def test_impossible_steps_are_refused():
-    rates = torch.full((4, 2), 0.1)
-    with pytest.raises(ValueError, match=r"expected learning rates \[T, S\], got \(4,\)"):
-        Steps(optimizer=SGD(), rates=rates[:, 0])
-    for optimizer, momenta in ((SGD(), rates), (Momentum(), None), (Adam(), rates[:2])):
-        with pytest.raises(ValueError, match="expected momenta"):
-            Steps(optimizer=optimizer, rates=rates, momenta=momenta)
 
 
 def test_what_cannot_be_unrolled_is_named():

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
@@ -6,7 +7,7 @@ from fastdistill.evaluation.arms import Judge
 from fastdistill.progress import Silent
 
 
-def judge(**evaluation):
+def judge(epochs=4, rate=None, **evaluation):
     data = load_source("digits")
     config = RunConfig(
         ipc=2,
@@ -14,9 +15,17 @@ def judge(**evaluation):
         evaluation=EvaluationConfig(students=3, protocol="dc", **evaluation),
     )
     held_out = torch.arange(100)
-    judge = Judge(config, data.train, data.train.subset(held_out), data.test, torch.float32)
+    validation = data.train.subset(held_out)
+    judge = Judge(
+        config,
+        data.train,
+        validation,
+        data.test,
+        torch.float32,
+        learning_rate=lambda learned: None if rate is None else learned["images"].new_full((1,), rate),
+    )
     rules = judge._protocol
-    judge._protocol = lambda learned: rules(learned).with_epochs(4)
+    judge._protocol = lambda learned: rules(learned).with_epochs(epochs)
     return judge, data
 
 
@@ -70,6 +79,38 @@ def test_every_run_has_its_own_students():
     learned = class_means(data, runs=2)
     arms = list(judging.arms(learned, None, Silent()))
     assert len(arms[0]["per_student"]) == 6
+
+
+def test_students_train_on_learned_labels_but_for_real_images():
+    judging, data = judge(epochs=40, validation_students=2, validation_epochs=40)
+    learned = class_means(data, runs=2)
+    true = torch.eye(10)[:, None].expand(2, 10, 2, 10)
+    wrong = true.roll(1, dims=3)
+    hard, same, other = (
+        list(judging.arms(told, None, Silent()))
+        for told in (learned, learned | {"labels": true}, learned | {"labels": wrong})
+    )
+    assert same[0]["per_student"] == pytest.approx(hard[0]["per_student"], abs=0.01)
+    assert other[0]["mean"] < same[0]["mean"] - 0.1
+    assert [arm["arm"] for arm in other] == ["distilled (last)", "random real"]
+    assert other[1]["per_student"] == hard[1]["per_student"]
+    mixed = next(judging.arms(learned | {"labels": torch.stack([true[0], wrong[0]])}, None, Silent()))
+    assert mixed["per_run"][0] == same[0]["per_run"][0]
+    assert mixed["per_run"][1] == other[0]["per_run"][1]
+    found = judging.validate(learned | {"labels": wrong}).mean
+    assert found < judging.validate(learned).mean
+
+
+def test_a_learned_rate_is_for_distilled_images_alone():
+    told, data = judge(epochs=10, rate=0.1, whole_epochs=1, whole_students=2, validation_students=2)
+    plain, _ = judge(epochs=10, whole_epochs=1, whole_students=2, validation_students=2)
+    learned = class_means(data)
+    with_rate, without = (list(judging.arms(learned, None, Silent())) for judging in (told, plain))
+    assert [arm["arm"] for arm in with_rate] == ["distilled (last)", "random real", "whole training set"]
+    assert with_rate[0]["per_student"] != without[0]["per_student"]
+    for arm in (1, 2):
+        assert with_rate[arm]["per_student"] == without[arm]["per_student"]
+    assert told.validate(learned).per_student != plain.validate(learned).per_student
 
 
 def test_validation_uses_the_held_out_images():

@@ -1,5 +1,7 @@
 """Batched evaluation against the textbook's, one student after the other, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -97,6 +99,52 @@ def test_runs_have_students_of_their_own():
     assert evaluate_images(images=images[:1], students=3, **options).per_student == together[:3]
     with pytest.raises(ValueError, match="expected at least one student"):
         evaluate_images(images=images, students=0, **options)
+
+
+def test_every_run_is_trained_on_its_own_soft_labels():
+    module = build_student("convnet", channels=1, height=8, width=8, num_classes=CLASSES, net_width=6, depth=2)
+    train, test = store(9, 0), store(60, 1)
+    images = torch.stack([train.batch(torch.arange(9)), train.batch(torch.arange(9)).flip(-1)])
+    true = torch.nn.functional.one_hot(train.labels, CLASSES).double()
+    rows = torch.stack([true + 0.1, true.roll(1, dims=1)])
+    chosen = protocol("default", dataset="own", architecture="convnet", norm="instance").with_epochs(20)
+    options = {"module": module, "test": test, "protocol": chosen, "seed": 0, "students": 3, "dtype": torch.float64}
+    together = evaluate_images(images=images, labels=rows, **options)
+    assert together.images == 9
+    for run in range(2):
+        alone = {"images": images[run : run + 1], "first_student": 3 * run, **options}
+        found = evaluate_images(labels=rows[run : run + 1], **alone).per_student
+        assert together.per_student[3 * run : 3 * run + 3] == found
+        assert found == evaluate_images(labels=rows[run], **alone).per_student
+    assert sum(together.per_student[:3]) > sum(together.per_student[3:]) + 0.5  # the second run learned wrong classes
+    shared = evaluate_images(images=images, labels=rows[0], **options).per_student
+    assert shared[:3] == together.per_student[:3] and shared[3:] != together.per_student[3:]
+    hard = evaluate_images(images=images, labels=train.labels, **options).per_student
+    assert hard == evaluate_images(images=images, labels=true, **options).per_student
+    with pytest.raises(ValueError, match="expected soft labels of 2 runs, as the images are of, got those of 3"):
+        evaluate_images(images=images, labels=rows[[0, 1, 1]], **options)
+
+
+def test_every_run_takes_the_rate_that_it_was_learned_with():
+    module = build_student("convnet", channels=1, height=8, width=8, num_classes=CLASSES, net_width=6, depth=2)
+    train, test = store(9, 0), store(60, 1)
+    images = torch.stack([train.batch(torch.arange(9)), train.batch(torch.arange(9)).flip(-1)])
+    named = {"dataset": "own", "architecture": "convnet", "norm": "instance"}
+    rates = torch.tensor([0.001, 0.1])
+    options = {"module": module, "labels": train.labels, "test": test, "seed": 0, "students": 3, "dtype": torch.float64}
+
+    def judged(images, rates, learning_rate=0.01, **more):
+        chosen = protocol("dc", rates=rates, **named).with_epochs(20)
+        chosen = replace(chosen, training=replace(chosen.training, learning_rate=learning_rate))
+        return evaluate_images(images=images, protocol=chosen, **options, **more).per_student
+
+    together = judged(images, rates)
+    for run in range(2):
+        alone = judged(images[run : run + 1], None, float(rates[run]), first_student=3 * run)
+        assert together[3 * run : 3 * run + 3] == pytest.approx(alone, abs=1 / 60 + 1e-9)
+    assert together != judged(images, None)
+    with pytest.raises(ValueError, match=r"expected learning rates of 2 runs, as the images are of, got \(1,\)"):
+        judged(images, rates[:1])
 
 
 def test_an_evaluation_reads_well():

@@ -72,6 +72,19 @@ def test_scale_and_rotate_sample_as_the_images_were_distilled():
     assert not torch.equal(*found)
 
 
+def test_rates_that_images_were_learned_with_keep_the_schedule():
+    rates = torch.tensor([0.1, 0.2])
+    found = make("dc", rates=rates).with_epochs(5)
+    assert found.rates is rates
+    assert found.training == make("dc").with_epochs(5).training
+    assert torch.equal(found.spread(3).rates, torch.tensor([0.1, 0.1, 0.1, 0.2, 0.2, 0.2]))
+    assert make("default").spread(3).rates is None
+    replay = Replay(rates=torch.tensor([[0.1], [0.2]]), order=torch.zeros(1, 2, dtype=torch.int64))
+    own = make("own", rates=rates, replay=replay)
+    assert own.rates is None
+    assert own.spread(2).replay.rates.flatten().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.2])
+
+
 def test_no_epochs_are_refused():
     with pytest.raises(ValueError, match="expected at least one epoch, got 0"):
         make("dc").with_epochs(0)

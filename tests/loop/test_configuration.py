@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -36,6 +38,22 @@ def test_what_a_run_wrote_is_read(tmp_path):
     )
     (tmp_path / "config.yaml").write_bytes(edited(data__validation_fraction=0, data__download=None, method=None))
     assert read_configuration(tmp_path).data == CONFIG.data
+
+
+def test_runs_and_students_are_read_where_these_are_not_fresh(tmp_path):
+    settings = replace(CONFIG, runs=3, students=2)
+    for student, found in (
+        (CONFIG.student, (1, 1)),
+        (replace(CONFIG.student, initialization="fixed"), (3, 2)),
+        (replace(CONFIG.student, initialization="pretrained", pretrained="pool"), (3, 2)),
+    ):
+        content = yaml.safe_dump(replace(settings, student=student).as_dict())
+        (tmp_path / "config.yaml").write_text(content)
+        read = read_configuration(tmp_path)
+        assert (read.runs, read.students, read.student) == (*found, student)
+    (tmp_path / "config.yaml").write_text(content.replace("runs: 3", "runs: many"))
+    with pytest.raises(ValueError, match="'many' is no int"):
+        read_configuration(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import yaml
 
 import fastdistill.loop.run
 from fastdistill.cli import main
-from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.failures import Stopped
 from fastdistill.files import held
@@ -33,6 +33,7 @@ from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.memory import Forecast
 from fastdistill.loop.run import config_hash, run
 from fastdistill.loop.stop import Stop
+from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent
 from fastdistill.students.training import Training
 

@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.loop import evaluation as evaluation_module
 from fastdistill.loop.evaluation import evaluate_run
 from fastdistill.loop.examination import Examination
 from fastdistill.loop.run import run
+from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file as load
 from fastdistill.synthetic.schedule import Schedule

@@ -6,9 +6,10 @@ import torch
 import yaml
 from PIL import Image
 
-from fastdistill.config import DataConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, RunConfig, StudentConfig
 from fastdistill.loop.examination import examination, images_file, protocol_for
 from fastdistill.loop.run import run
+from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 from fastdistill.synthetic.schedule import Schedule
@@ -77,6 +78,43 @@ def test_random_real_images_are_judged_in_the_same_way(folder):
     found = quick.random_real(distilled)
     assert (len(found.per_student), found.images, found.epochs) == (3, len(distilled), 2)
     assert len(test.train) + len(test.test) <= 1797
+
+
+def test_soft_labels_are_trained_on_but_not_by_random_real_images(folder):
+    distilled = load_file(folder)
+    test = examination(folder, distilled, student={}, students=3, seed=3, device="cpu")
+    quick = replace(test, rules=test.rules.with_epochs(30))
+    rows = torch.eye(3)[None]
+    told, wrong = replace(distilled, labels=rows), replace(distilled, labels=rows.roll(1, dims=2))
+    assert quick.judge(told).per_student == quick.judge(distilled).per_student
+    assert quick.judge(wrong).per_student != quick.judge(distilled).per_student
+    assert quick.random_real(wrong).per_student == quick.random_real(distilled).per_student
+
+
+def test_a_learned_rate_is_for_distilled_images_alone(folder):
+    plain = load_file(folder)
+    told = replace(plain, learning_rate=torch.tensor([0.2]))
+    found = {}
+    for distilled in (plain, told):
+        test = examination(folder, distilled, student={}, students=3, seed=3, device="cpu")
+        assert test.rules.rates is distilled.learning_rate
+        quick = replace(test, rules=test.rules.with_epochs(20))
+        found[distilled] = quick.judge(distilled).per_student, quick.random_real(distilled).per_student
+    assert found[plain][0] != found[told][0]
+    assert found[plain][1] == found[told][1]
+
+
+def test_random_real_images_take_the_steps_of_every_run_in_turn(folder):
+    one = load_file(folder)
+    rates = torch.tensor([[0.01, 0.01], [10.0, 10.0]])
+    schedule = Schedule(rates=rates, images=torch.tensor([[0, 1], [1, 2]]))
+    two = replace(one, images=one.images.repeat(2, 1, 1, 1, 1), schedule=schedule)
+    test = examination(folder, two, student={}, students=3, seed=3, device="cpu")
+    together = test.random_real(two).per_student
+    assert len(together) == 6
+    alone = replace(two.run(0), schedule=schedule.run(0))
+    test = examination(folder, alone, student={}, students=3, seed=3, device="cpu")
+    assert test.random_real(alone).per_student == together[:3]
 
 
 def test_why_there_are_no_random_real_images_is_said(folder):

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import fastdistill
-from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.normalization import Normalization
 from fastdistill.data.sources import load_source
 from fastdistill.loop.export import TARGETS, export_run
 from fastdistill.loop.run import run
+from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 from fastdistill.synthetic.formats.eight_bit import eight_bit
@@ -169,6 +170,22 @@ def test_images_with_steps_of_their_own_are_replayed_in_every_form(folder, digit
         if to in ("png", "hf"):
             assert "protocol own, 6 steps of the images' own" in card
     assert torch.load(tmp_path / "exports" / "pt" / "lr.pt", weights_only=True).shape == (6,)
+
+
+def test_soft_labels_train_as_well_in_every_form(folder, digits, tmp_path):
+    plain = load_file(folder)
+    rows = torch.rand(plain.runs, 10, 10, generator=torch.Generator().manual_seed(0)) + 2 * torch.eye(10)
+    soft = replace(plain, labels=rows)
+    soft.save(tmp_path / "distilled.safetensors")
+    (tmp_path / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    assert accuracies(soft, digits, epochs=8) != accuracies(plain, digits, epochs=8)
+    for to in TARGETS:
+        target = export_run(tmp_path, to=to, students=0, device="cpu")
+        found = fastdistill.load(target)
+        assert torch.equal(found.labels, rows)
+        expected = eight_bit(soft) if to == "png" else soft
+        assert accuracies(found, digits, epochs=8) == accuracies(expected, digits, epochs=8)
+        assert "The labels are soft" in (target / "README.md").read_text()
 
 
 def test_what_cannot_be_exported_leaves_nothing(folder, tmp_path, monkeypatch):

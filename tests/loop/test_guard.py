@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.layout import Layout
 from fastdistill.failures import RunFailed
@@ -16,6 +16,7 @@ from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.guard import Guard
 from fastdistill.loop.outer import State, Step
 from fastdistill.loop.run import config_hash, run
+from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent
 from fastdistill.students.ensemble import Ensemble, Students
 
@@ -118,7 +119,7 @@ class Quiet:
     def fresh(self, step):
         return Students(indices=torch.arange(6), weights=torch.zeros(6, 1), buffers={})
 
-    def prepare(self, students, step):
+    def prepare(self, learned, students, step):
         return students
 
     def locate(self, learned, students, step, student):

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
+from fastdistill.loop.flops import step_flops
 from fastdistill.loop.memory import (
     Forecast,
     forecast,
@@ -16,6 +17,7 @@ from fastdistill.loop.memory import (
 )
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.sizes import Sizes
+from fastdistill.method_configs import matching_recipe
 
 GIGABYTE = 1_000_000_000
 PARTS = {"process": 1, "data": 1, "state": 1, "step": 6, "saving": 1, "training": 2, "selection": 3, "evaluation": 4}
@@ -81,6 +83,36 @@ def test_what_does_not_fit_is_refused_with_what_to_lower(largest, advice):
     assert advice in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("unrolled", ("--method.window", "--method.epochs", "--method.real_batch")),
+        ("trajectory", ("--method.inner_steps", "--method.batch")),
+    ],
+)
+def test_steps_that_store_a_training_name_what_shortens_it(method, advice):
+    found = replace(predicted(step=12), method=method)
+    with pytest.raises(ValueError, match=r"\(largest part: a distilling step, 12\.0 GB\): lower --method") as error:
+        refuse_what_does_not_fit(found, 1)
+    for option in (*advice, "--students", "--chunk", "--method.keep", "--method.storage"):
+        assert option in str(error.value)
+
+
+def test_savings_are_asked_for_where_a_step_is_the_largest_part():
+    asked = []
+
+    def savings():
+        asked.append(1)
+        return ["--method.keep 8 (0.6 GB)", "--chunk 2 (1.1 GB)"]
+
+    with pytest.raises(ValueError, match=r"or --chunk; or try --method\.keep 8 \(0.6 GB\), --chunk 2 \(1.1 GB\)$"):
+        refuse_what_does_not_fit(predicted(), GIGABYTE, savings)
+    refuse_what_does_not_fit(predicted(), 20 * GIGABYTE, savings)
+    with pytest.raises(ValueError, match=r"lower --evaluation\.students, --ipc or --student\.width$"):
+        refuse_what_does_not_fit(predicted(evaluation=9), GIGABYTE, savings)
+    assert len(asked) == 1
+
+
 def test_what_the_process_holds_already_counts_as_room():
     found = replace(predicted(), present=2 * GIGABYTE)
     refuse_what_does_not_fit(found, 7 * GIGABYTE)
@@ -89,8 +121,8 @@ def test_what_the_process_holds_already_counts_as_room():
 
 
 def test_a_run_says_what_it_needs():
-    found = replace(predicted(), present=GIGABYTE)
-    assert found.sentence(14_600_000_000) == "predicted peak memory 9.0 GB of 15.6 GB available"
+    found = replace(predicted(), present=GIGABYTE, flops=4_100_000_000)
+    assert found.sentence(14_600_000_000) == "predicted: 9.0 GB of 15.6 GB, 4.1 GFLOP a step"
 
 
 def test_bytes_are_shown_for_people():
@@ -109,12 +141,14 @@ def test_a_forecast_knows_its_parts(digits):
     assert found.selection == 0
     assert found.evaluation > 0
     assert found.present == 0
+    assert found.flops == step_flops(settings, plan, sizes) > 0
     selecting = replace(settings, evaluation=replace(settings.evaluation, validation_every=5))
     assert forecast(selecting, plan, sizes).selection > 0
     own = forecast(settings, plan, sizes, resident=700_000_000)
     assert own.present == 700_000_000
     assert own.process > 600_000_000
     assert own.step == found.step
+    assert own.method == "matching"
 
 
 def test_this_process_is_part_of_its_forecast(digits):
@@ -131,7 +165,8 @@ def test_memory_does_not_grow_with_steps(tmp_path):
     """In a process of its own, as the peak is that of a process: with selections, pictures and checkpoints."""
     code = f"""
 from dataclasses import replace
-from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
+from fastdistill.method_configs import matching_recipe
 from fastdistill.loop.run import run
 evaluation = EvaluationConfig(validation_every=10, validation_students=2, validation_epochs=2)
 method = matching_recipe("dsa", 2, steps=200, real_batch=8, outer_loop=4, inner_loop=2)

@@ -18,7 +18,7 @@ class Quadratic:
         self.calls.append(("fresh", step))
         return Students(indices=torch.arange(2), weights=torch.zeros(2, 1), buffers={})
 
-    def prepare(self, students, step):
+    def prepare(self, learned, students, step):
         return students
 
     def gradient(self, learned, students, step):
@@ -91,7 +91,7 @@ class Fixed:
     def fresh(self, step):
         return Students(indices=torch.arange(4), weights=torch.zeros(4, 1), buffers={})
 
-    def prepare(self, students, step):
+    def prepare(self, learned, students, step):
         return students
 
     def gradient(self, learned, students, step):

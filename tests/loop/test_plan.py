@@ -5,11 +5,12 @@ from functools import cache
 import pytest
 import torch
 
-from fastdistill.config import RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import RunConfig, StudentConfig
 from fastdistill.derivatives.plan import Path
 from fastdistill.loop.memory import step_forecast
 from fastdistill.loop.plan import Plan, halves, make_plan, resolve_device
 from fastdistill.loop.sizes import Sizes
+from fastdistill.method_configs import matching_recipe
 
 
 def config(**changes):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.loop.run import run
+from fastdistill.method_configs import matching_recipe
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ from math import log2
 import pytest
 import torch
 
-from fastdistill.config import RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import RunConfig, StudentConfig
 from fastdistill.failures import RunFailed
 from fastdistill.loop.plan import halves, make_plan
 from fastdistill.loop.retry import halved, is_out_of_memory, retrying
+from fastdistill.method_configs import matching_recipe
 
 
 def config(**changes):

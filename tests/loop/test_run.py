@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 import yaml
 from PIL import Image
 
-from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.functional import Functional
 from fastdistill.failures import Stopped
 from fastdistill.loop.run import config_hash, run
+from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent
 from fastdistill.synthetic.load import load
 
@@ -273,11 +275,12 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, digit
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_says_what_memory_it_will_need(tmp_path, digits):
+def test_a_run_says_what_it_will_need(tmp_path, digits):
     told = Told()
     table = run(config(tmp_path), digits, progress=told, judge=False).table
-    assert any(text.startswith("predicted peak memory") for text in told.said)
+    assert any(re.fullmatch(r"predicted: \d+ MB of .*B, \d+\.\d MFLOP a step", text) for text in told.said)
     assert table["predicted_peak_mb"] >= table["predicted_distill_peak_mb"] > 100
+    assert table["step_flops"] == pytest.approx(table["flops_per_s"] * table["step_s"])
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, digits):

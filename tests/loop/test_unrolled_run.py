@@ -6,20 +6,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from fastdistill.config import EvaluationConfig, MatchingConfig, RunConfig, StudentConfig, UnrolledConfig
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.functional import Functional
+from fastdistill.derivatives.layout import Layout
 from fastdistill.evaluation.arms import Judge
 from fastdistill.evaluation.replay import replay_students
 from fastdistill.failures import RunFailed
 from fastdistill.loop.checkpoint import load_checkpoint
+from fastdistill.loop.evaluation import evaluate_run
+from fastdistill.loop.examination import examination
+from fastdistill.loop.export import export_run
 from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.run import config_hash, run
 from fastdistill.loop.setup import initial_state, replay_of
+from fastdistill.method_configs import MatchingConfig, UnrolledConfig
+from fastdistill.students.architectures import build_student
 from fastdistill.students.ensemble import Ensemble
 from fastdistill.students.training import count_correct, image_fetch
+from fastdistill.students.weights import initial_weights
 from fastdistill.synthetic.load import load
 
 
@@ -54,14 +62,25 @@ def saved(settings, digits):
     return load_checkpoint(folder, config_hash(settings.as_dict()), data_hash(digits)).state
 
 
+RAT = {  # drawn batches, a random window, learned labels, clipping by an average: all that outlives a step
+    "optimizer": "adam",
+    "inner_learning_rate": 0.01,
+    "drawn": True,
+    "window": 2,
+    "learn_rates": False,
+    "learn_labels": True,
+    "augmentation": "crop_rotate",
+    "clip": 2.0,
+}
+
+
 @pytest.mark.parametrize(
-    ("runs", "recipe"), [(1, {}), (2, {}), (1, {"optimizer": "adam", "inner_learning_rate": 0.01}), (1, {"keep": 2})]
+    ("runs", "recipe"),
+    [(1, {}), (2, {}), (1, {"optimizer": "adam", "inner_learning_rate": 0.01}), (1, {"keep": 2}), (2, RAT)],
+    ids=["dd", "two runs", "adam", "keep", "rat"],
 )
 def test_stopping_and_going_on_equals_going_straight(tmp_path, digits, runs, recipe):
-    evaluation = EvaluationConfig(protocol="default", validation_epochs=2) if "optimizer" in recipe else None
-    straight, stopped = (
-        config(tmp_path / name, runs=runs, evaluation=evaluation, **recipe) for name in ("straight", "stopped")
-    )
+    straight, stopped = (config(tmp_path / name, runs=runs, **recipe) for name in ("straight", "stopped"))
     run(straight, digits, judge=False)
     assert run(stopped, digits, judge=False, stop_after=5) is None
     assert saved(stopped, digits).step == 5
@@ -71,11 +90,12 @@ def test_stopping_and_going_on_equals_going_straight(tmp_path, digits, runs, rec
     for left, right in ((first.learned, second.learned), (first.moments, second.moments)):
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
-    assert "rates.square" in first.moments
-    if evaluation is None:
-        assert digest(tmp_path / "straight", "distilled-best.safetensors") == digest(
-            tmp_path / "stopped", "distilled-best.safetensors"
-        )
+    assert ("rates.square" in first.moments) == (recipe != RAT) and ("images.average_norm" in first.moments) == (
+        recipe == RAT
+    )
+    assert digest(tmp_path / "straight", "distilled-best.safetensors") == digest(
+        tmp_path / "stopped", "distilled-best.safetensors"
+    )
 
 
 def test_the_artefact_carries_its_steps_and_its_table_replays_them(tmp_path, digits):
@@ -135,6 +155,62 @@ def test_images_for_fixed_weights_are_judged_on_these(tmp_path, digits):
     assert [float(share) for share in correct.double() / len(digits.test)] == pytest.approx([shares[0], shares[3]])
 
 
+def test_a_run_is_judged_again_and_exported_by_its_own_steps(tmp_path, digits):
+    settings = config(tmp_path)
+    folder = run(settings, digits, judge=False).folder
+    evaluation, line = evaluate_run(folder, student={}, students=2, device="cpu")
+    assert (evaluation.protocol, evaluation.steps) == ("own", settings.method.inner_steps)
+    assert "random_real_mean" in line
+    written = export_run(folder, to="png", students=1, device="cpu")
+    assert "not measured" not in (written / "README.md").read_text()
+
+
+def pool(folder, student):
+    """A folder of three networks."""
+    module = build_student("convnet", channels=1, height=8, width=8, num_classes=10, net_width=4, depth=2)
+    layout = Layout.of(module)
+    folder.mkdir()
+    for number, weights in enumerate(initial_weights(module, "default", seed=9, step=0, students=torch.arange(3))):
+        save_file(
+            {name: view.contiguous() for name, view in layout.views(weights).items()}, folder / f"{number}.safetensors"
+        )
+    return replace(student, initialization="pretrained", pretrained=str(folder))
+
+
+@pytest.mark.parametrize("kind", ["fixed", "pretrained"])
+def test_images_for_certain_weights_are_judged_on_these_again(tmp_path, digits, kind):
+    student = StudentConfig(width=4, depth=2)
+    student = replace(student, initialization="fixed") if kind == "fixed" else pool(tmp_path / "pool", student)
+    evaluation = EvaluationConfig(protocol="own", students=3)
+    settings = config(tmp_path, runs=2, student=student, evaluation=evaluation, learning_rate=0.05)
+    result = run(replace(settings, seed=5), digits)
+    folder, arms = result.folder, {arm["arm"]: arm for arm in result.table["arms"]}
+    found, line = evaluate_run(folder, student={}, students=3, seed=5, device="cpu")
+    assert found.per_student == tuple(arms["distilled (last)"]["per_student"])
+    test = examination(folder, load(folder), student={}, students=3, seed=5, device="cpu")
+    assert replace(test, born=None).judge(load(folder)).per_student != found.per_student
+    assert line["random_real_mean"] == pytest.approx(arms["random real"]["mean"])
+    assert line["initialization"] == kind
+    other, _ = evaluate_run(folder, student={}, students=3, seed=6, random_real=False, device="cpu")
+    assert (other.per_student == found.per_student) == (kind == "fixed")  # a pool is drawn from by the seed
+    written = export_run(folder, to="png", students=1, device="cpu")
+    assert f"with 2 {kind} students of convnet, protocol own" in (written / "README.md").read_text()
+    for options in ({"student": {"width": 6}}, {"student": {"architecture": "mlp"}}):
+        with pytest.raises(ValueError, match=f"learned for, together with its {kind} weights, got other settings"):
+            evaluate_run(folder, students=2, device="cpu", **options)
+    fresh, line = evaluate_run(folder, student={"width": 6}, students=2, protocol="dc", epochs=2, device="cpu")
+    assert fresh.protocol == "dc" and "initialization" not in line
+    (tmp_path / "one").mkdir()
+    load(folder).run(1).save(tmp_path / "one" / "distilled.safetensors")
+    (tmp_path / "one" / "config.yaml").write_bytes((folder / "config.yaml").read_bytes())
+    with pytest.raises(ValueError, match=r"expected the images of the 2 runs in .*, got those of 1: name the run"):
+        evaluate_run(tmp_path / "one", student={}, students=2, device="cpu")
+    if kind == "pretrained":
+        (tmp_path / "pool").rename(tmp_path / "moved")
+        with pytest.raises(ValueError, match=r"expected \.safetensors files of weights in .*pool, got none"):
+            evaluate_run(folder, student={}, students=2, device="cpu")
+
+
 def test_the_outer_loss_falls(tmp_path, digits):
     settings = config(tmp_path, steps=60, students=1, learning_rate=0.1, decay_every=0)
     settings = replace(settings, student=replace(settings.student, initialization="fixed"))
@@ -157,20 +233,34 @@ def test_rates_that_diverge_stop_the_run_with_what_is_sound(tmp_path, digits):
         run(settings, digits, judge=False)
 
 
-def test_own_is_for_images_with_steps_of_plain_sgd(tmp_path):
+def test_own_is_for_images_with_rates_of_their_own_and_for_no_other_method(tmp_path):
     own, default = EvaluationConfig(protocol="own"), EvaluationConfig(protocol="default")
     with pytest.raises(ValueError, match="got own for the method matching: change"):
         RunConfig(method=MatchingConfig(), evaluation=own)
-    with pytest.raises(ValueError, match="got default for the method unrolled: change"):
-        config(tmp_path, evaluation=default)
-    for recipe in ({"optimizer": "momentum"}, {"inner_decay": 0.1}):
-        with pytest.raises(ValueError, match="got own for the method unrolled"):
-            config(tmp_path, evaluation=own, **recipe)
-        assert config(tmp_path, evaluation=default, **recipe).evaluation == default
+    for recipe in ({}, {"optimizer": "momentum"}, {"inner_decay": 0.1}):
+        with pytest.raises(ValueError, match="got default for the method unrolled: change"):
+            config(tmp_path, evaluation=default, **recipe)
+        assert config(tmp_path, evaluation=own, **recipe).evaluation == own
+    for either in (own, default):
+        assert config(tmp_path, evaluation=either, learn_rates=False).evaluation == either
+
+
+@pytest.mark.parametrize("recipe", [{"learn_rates": False}, {**RAT, "drawn_classes": 4}], ids=["cycled", "drawn"])
+def test_momenta_decay_and_labels_are_kept_and_replayed(tmp_path, digits, recipe):
+    given = {"optimizer": "momentum", "inner_decay": 0.01, "learn_labels": True, **recipe}
+    result = run(config(tmp_path, **given), digits)
+    kept = result.distilled
+    assert kept.schedule.optimizer == given["optimizer"] and kept.schedule.decay == 0.01
+    assert kept.schedule.momenta.shape == kept.schedule.rates.shape == (1, 4)
+    assert kept.schedule.images.shape == (4, 4 if "drawn_classes" in recipe else 10)
+    assert kept.labels.shape == (1, 20, 10) and bool((kept.labels >= 0).all())
+    assert not torch.equal(kept.labels, kept.labels.round())
+    again, _ = evaluate_run(result.folder, student={}, students=3, device="cpu")
+    assert again.per_student == tuple(result.table["arms"][0]["per_student"])
 
 
 def test_the_state_begins_with_what_is_learned(tmp_path, digits):
-    settings = config(tmp_path, runs=2, optimizer="momentum", learn_momenta=True, evaluation=EvaluationConfig())
+    settings = config(tmp_path, runs=2, optimizer="momentum", learn_momenta=True)
     plan = make_plan(settings, digits.train.shape, 10)
     state = initial_state(settings, plan, digits.train)
     assert {name: tuple(value.shape) for name, value in state.learned.items()} == {
@@ -179,4 +269,5 @@ def test_the_state_begins_with_what_is_learned(tmp_path, digits):
         "momenta": (2, 4),
     }
     assert len(state.moments) == 6
-    assert replay_of(settings, digits.train, state.learned) is None
+    replay = replay_of(settings, digits.train, state.learned)
+    assert replay.optimizer == "momentum" and replay.momenta.flatten().tolist() == pytest.approx([0.9] * 8)

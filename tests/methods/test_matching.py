@@ -7,7 +7,7 @@ from bench.naive import augmentation as naive_augmentation
 from bench.naive.convnet import ConvNet as NaiveConvNet
 from bench.naive.matching import image_gradient, matching_loss, train_network
 from fastdistill.augmentation import dsa
-from fastdistill.config import MatchingConfig, RunConfig, StudentConfig
+from fastdistill.config import RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.layout import Layout
@@ -15,6 +15,7 @@ from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.draws import Purpose
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.setup import initial_state, make_method
+from fastdistill.method_configs import MatchingConfig
 from fastdistill.methods.matching import Batch, GradientMatching
 from fastdistill.methods.primitives import Primitives
 from fastdistill.students.ensemble import Ensemble, student_module
@@ -229,7 +230,7 @@ def test_batch_norm_statistics_are_those_of_real_images_before_every_match(devic
     method, sample, layout = make(config, students=3, chunk=2, device=device, norm="batch")
     students, synthetic = method.fresh(0), images(1, CLASSES, 1, seed=7, device=device)
     for step in (0, 1):
-        prepared = method.prepare(students, step)
+        prepared = method.prepare({}, students, step)
         for k in range(3):
             network = student_module(StudentConfig(width=8, depth=2, norm="batch"), SHAPE, CLASSES)
             network = network.to_empty(device=device).double()
@@ -246,7 +247,7 @@ def test_batch_norm_statistics_are_those_of_real_images_before_every_match(devic
 def test_batch_norm_statistics_are_frozen_for_the_match(device):
     config = MatchingConfig(real_batch=REAL)
     method, _, _ = make(config, students=2, device=device, norm="batch")
-    drawn = method.prepare(method.fresh(0), 0)
+    drawn = method.prepare({}, method.fresh(0), 0)
     before = {name: buffer.clone() for name, buffer in drawn.buffers.items()}
     gradient = method.gradient({"images": images(1, CLASSES, 1, seed=7, device=device)}, drawn, 0).gradients["images"]
     assert gradient.isfinite().all()

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import yaml
 
-from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, matching_recipe
+from fastdistill.config import DataConfig, EvaluationConfig, RunConfig
+from fastdistill.method_configs import matching_recipe
 from fastdistill.report.curves import curves
 from fastdistill.report.figures import image_grid, save_picture
 

@@ -126,6 +126,16 @@ def test_class_names_stand_at_the_left() -> None:
     assert longest.width < 400
 
 
+@pytest.mark.parametrize("shape", [(4, 2), (3, 4, 2)])
+def test_images_with_soft_labels_stand_in_the_order_of_the_classes(shape: tuple[int, ...]) -> None:
+    images = torch.rand(3, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    rows = torch.rand(shape, generator=torch.Generator().manual_seed(1))  # the largest entries are anywhere
+    found = image_grid(images, rows, class_names=("x", "y"))
+    assert (pixels(found) == pixels(image_grid(images, torch.tensor([0, 0, 1, 1]), class_names=("x", "y")))).all()
+    with pytest.raises(ValueError, match=r"got \[3, 3, 1, 8, 8\] and .*: give every image one label"):
+        image_grid(images[:, :3], rows)
+
+
 def test_what_is_not_a_set_of_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"labels \[N\], got \[2, 1, 4, 4\] and \[3\]: give every image one label"):
         image_grid(torch.zeros(2, 1, 4, 4), torch.zeros(3))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastdistill.report.formats import count, duration, megabytes, percent, with_spread
+from fastdistill.report.formats import count, duration, megabytes, operations, percent, rate, with_spread
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def test_a_share_has_its_spread_where_there_is_one(mean: float | None, deviation
 
 def test_what_is_no_number_is_not_measured() -> None:
     assert [percent(None), percent(math.inf)] == ["", ""]
-    for say in (count, megabytes, duration):
+    for say in (count, megabytes, duration, operations, rate):
         assert say(None) == say(math.nan) == "not measured"
 
 
@@ -33,3 +33,11 @@ def test_numbers_have_their_unit() -> None:
         "0 ms",
         "2 h 01 min",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0, "0.0 MFLOP"), (4.1e9, "4.1 GFLOP"), (999e9, "999.0 GFLOP"), (1e12, "1.0 TFLOP"), (2.55e16, "25.5 PFLOP")],
+)
+def test_operations_have_the_unit_they_are_counted_in(value: float, shown: str) -> None:
+    assert (operations(value), rate(value)) == (shown, f"{shown}/s")

@@ -31,11 +31,19 @@ def results(*arms: dict[str, Any]) -> dict[str, Any]:
         "steps": 1000,
         "step_s": 0.0193,
         "peak_mb": 1234.5,
+        "predicted_peak_mb": 1300.4,
+        "step_flops": 4_100_000_000,
+        "flops_per_s": 212.4e9,
     }
 
 
-def shown(capsys: pytest.CaptureFixture[str], *arms: dict[str, Any], folder: Path = Path("runs/digits")) -> list[str]:
-    show_results(results(*arms), folder)
+def shown(
+    capsys: pytest.CaptureFixture[str],
+    *arms: dict[str, Any],
+    folder: Path = Path("runs/digits"),
+    without: tuple[str, ...] = (),
+) -> list[str]:
+    show_results({key: value for key, value in results(*arms).items() if key not in without}, folder)
     printed = capsys.readouterr()
     assert printed.err == ""
     return printed.out.splitlines()
@@ -66,5 +74,11 @@ def test_an_arm_that_was_not_trained_again_says_so(capsys: pytest.CaptureFixture
 def test_time_memory_and_folder_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("runs") / ("a-long-name-" * 12) / "digits"  # longer than a line: it must stay one path to copy
     lines = shown(capsys, arm("distilled (last)"), folder=folder)
-    assert lines[-2] == "distilled in 95.4 s (1000 steps of 19 ms), peak memory 1234 MB"
+    assert lines[-3] == "distilled in 95.4 s (1000 steps of 19 ms)"
+    assert lines[-2] == "peak memory 1234 MB, predicted 1300 MB; 4.1 GFLOP a step, 212.4 GFLOP/s"
     assert lines[-1] == f"everything is in {folder}/ — open report.html"
+
+
+def test_a_run_that_an_older_version_finished_is_shown_without_operations(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(capsys, arm("distilled (last)"), without=("step_flops", "flops_per_s"))
+    assert lines[-2] == "peak memory 1234 MB, predicted 1300 MB"

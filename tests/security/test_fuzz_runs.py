@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from fastdistill.loop.checkpoint import load_checkpoint, save_checkpoint
 from fastdistill.loop.metrics import MetricsLog
 from fastdistill.loop.outer import State
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.run import _arms, _refuse_another, _table, config_hash
+from fastdistill.loop.run import _arms, _table, config_hash, refuse_another
 from fastdistill.options import check_file
 from fastdistill.report.folder import read_run
 from fastdistill.report.metrics import read_metrics
 from fastdistill.synthetic.distilled import Distilled
 from fastdistill.synthetic.formats import png, pt
 from fastdistill.synthetic.load import load
+from fastdistill.synthetic.schedule import Schedule
 from tests.fuzz import fuzz, mutated
 
 COUNT = 10_000
@@ -41,20 +43,43 @@ def distilled() -> Distilled:
     )
 
 
-def test_distilled_images(tmp_path: Path, distilled: Distilled) -> None:
+@pytest.fixture
+def learned(distilled: Distilled) -> Distilled:
+    """Images of two runs with everything that can be learned beside them."""
+    generator = torch.Generator().manual_seed(1)
+    schedule = Schedule(
+        rates=torch.full((2, 2), 0.1),
+        images=torch.tensor([[0, 2], [1, 3]]),
+        optimizer="adam",
+        momenta=torch.full((2,), 0.5),
+        decay=0.5,
+        augmentation="color_flip",
+    )
+    return replace(
+        distilled,
+        images=torch.randn(2, 4, 1, 3, 3, generator=generator),
+        labels=torch.rand(2, 4, 2, generator=generator),
+        schedule=schedule,
+        learning_rate=torch.tensor([0.25, 0.5]),
+    )
+
+
+def test_distilled_images(tmp_path: Path, distilled: Distilled, learned: Distilled) -> None:
     # a byte of an image that is another byte cannot be noticed, so fewer are refused than of other files
-    fuzz(load, [distilled.to_bytes()], tmp_path / "distilled.safetensors", refused=0.1)
+    fuzz(load, [distilled.to_bytes(), learned.to_bytes()], tmp_path / "distilled.safetensors", refused=0.1)
 
 
+@pytest.mark.parametrize("kind", ["distilled", "learned"])
 @pytest.mark.parametrize("form", [png, pt], ids=["png", "pt"])
-def test_exports(tmp_path: Path, distilled: Distilled, form: Any) -> None:
+def test_exports(tmp_path: Path, request: pytest.FixtureRequest, form: Any, kind: str) -> None:
+    distilled = request.getfixturevalue(kind)
     folder = tmp_path / "export"
     folder.mkdir()
     form.write(distilled, folder, "card")
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"]
     for path in files:
         content = path.read_bytes()
-        fuzz(lambda _: load(folder), [content], path, count=-(-COUNT // len(files)), refused=0)
+        fuzz(lambda _: load(folder), [content], path, count=-(-COUNT // (2 * len(files))), refused=0)
         path.write_bytes(content)
     load(folder)
 
@@ -114,7 +139,7 @@ def test_what_a_start_reads_of_its_folder(tmp_path: Path) -> None:
     digest = config_hash(config.as_dict())
     written = yaml.safe_dump(config.as_dict()).encode()
     # most damage makes another configuration of it, which is refused as such
-    fuzz(lambda _: _refuse_another(folder, config), [written], folder / "config.yaml", count=COUNT // 4)
+    fuzz(lambda _: refuse_another(folder, config.as_dict()), [written], folder / "config.yaml", count=COUNT // 4)
     table = {"arms": [], "config_hash": digest, "data_hash": "d", "complete": True}
 
     def read(_: Path) -> None:

@@ -1,5 +1,7 @@
 """Batched training against torch.optim, one student at a time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -88,6 +90,55 @@ def test_training_equals_torch_optim(training, own, norm, path):
             assert torch.allclose(state[name][k], value, rtol=1e-9)
 
 
+@pytest.mark.parametrize("training", CASES.values(), ids=CASES)
+def test_students_fall_from_their_own_rate_as_from_the_settings(training):
+    _, primitive, weights, buffers, images, labels = setup()
+    rates = torch.tensor([0.03, 0.01, 0.2], dtype=torch.float64)
+    options = {"seed": 3, "students": STUDENTS}
+    fetch = image_fetch(images, labels)
+    found, _ = train_students(primitive, weights, buffers, fetch, COUNT, training, rates=rates, **options)
+    for k, rate in enumerate(rates.tolist()):
+        own = replace(training, learning_rate=rate)
+        expected, _ = train_students(primitive, weights, buffers, fetch, COUNT, own, **options)
+        assert torch.allclose(found[k], expected[k], rtol=1e-12, atol=1e-14)
+    assert not torch.allclose(found[0], expected[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("batch", [100, 3])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("path", Path)
+def test_training_on_soft_rows_equals_torch_optim(batch, own, path):
+    module, primitive, weights, buffers, images, _ = setup("batch", path)
+    images = torch.stack([images, images.flip(0), images * 2])
+    rows = torch.rand(3, COUNT, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    rows = rows if own else rows[0]
+    training = Training(epochs=3, learning_rate=0.05, momentum=0.9, weight_decay=5e-4, batch=batch)
+    found, state = train_students(
+        primitive, weights, buffers, image_fetch(images, rows), COUNT, training, seed=3, students=STUDENTS
+    )
+    for k in range(3):
+        batches = []
+        for epoch in range(training.epochs):
+            order = torch.arange(COUNT)
+            if batch < COUNT:
+                order = uniform(3, Purpose.MINIBATCH, epoch, STUDENTS, COUNT)[k].argsort(stable=True)
+            mine = rows[k] if own else rows
+            batches += [(epoch, images[k, part], mine[part]) for part in order.split(batch)]
+        expected, expected_state = textbook(
+            module, primitive.layout, weights[k], {n: b[k] for n, b in buffers.items()}, batches, training, "batch"
+        )
+        assert torch.allclose(found[k], expected, rtol=1e-9, atol=1e-12)
+        for name, value in expected_state.items():
+            assert torch.allclose(state[name][k], value, rtol=1e-9)
+
+
+def test_rows_of_their_own_need_images_of_their_own():
+    with pytest.raises(
+        ValueError, match=r"expected images \[S, N, D, H, W\] beside labels \[S, N, C\], got \(7, 1, 8, 8\)"
+    ):
+        image_fetch(torch.zeros(7, 1, 8, 8), torch.zeros(3, 7, 4))
+
+
 def test_a_student_trains_the_same_in_any_batch():
     _, primitive, weights, buffers, images, labels = setup()
     training = Training(epochs=4, momentum=0.9, batch=3)
@@ -111,6 +162,54 @@ def test_epochs_in_two_calls_equal_one_call_without_momentum():
         )[0]
 
     assert torch.equal(train(train(weights, 2, 0), 3, 2), train(weights, 5, 0))
+
+
+def test_epochs_in_two_calls_equal_one_call_with_the_velocity_handed_on():
+    _, primitive, weights, buffers, images, labels = setup()
+    seen = []
+
+    def train(weights, epochs, first, velocity=None):
+        return train_students(
+            primitive,
+            weights,
+            buffers,
+            image_fetch(images, labels),
+            COUNT,
+            Training(epochs=epochs, batch=3, momentum=0.9),
+            seed=3,
+            students=STUDENTS,
+            first_epoch=first,
+            velocity=velocity,
+            observe=lambda velocity, loss: seen.append((velocity, loss)),
+        )[0]
+
+    whole = train(weights, 3, 0)
+    losses = [loss for _, loss in seen]
+    seen.clear()
+    half = train(weights, 2, 0)
+    assert torch.equal(train(half, 1, 2, seen[-1][0]), whole)
+    assert torch.equal(torch.stack([loss for _, loss in seen]), torch.stack(losses))
+    assert not torch.equal(train(half, 1, 2), whole)
+
+
+def test_the_loss_of_an_epoch_is_that_of_its_images():
+    _, primitive, weights, buffers, images, labels = setup()
+    losses = []
+    train_students(
+        primitive,
+        weights,
+        buffers,
+        image_fetch(images, labels),
+        COUNT,
+        Training(epochs=1, batch=3, learning_rate=1e-14),
+        seed=3,
+        students=STUDENTS,
+        observe=lambda velocity, loss: losses.append(loss) or losses.append(velocity),
+    )
+    logits = primitive.logits(weights, buffers, images)
+    expected = torch.stack([torch.nn.functional.cross_entropy(row, labels) for row in logits])
+    assert torch.allclose(losses[0], expected, rtol=1e-10)
+    assert losses[1] is None
 
 
 def test_augmentation_gets_every_step_its_own_counter():

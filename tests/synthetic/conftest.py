@@ -9,7 +9,23 @@ from fastdistill.synthetic.schedule import Schedule
 NAMES = ("cat", "été ✨", "../../etc/passwd", "", "CON", "a" * 200, "a/b\\c\0d", ".hidden", "cat")
 
 
-def build(runs=1, channels=3, zca=False, floats=False, scheduled=False, rates_per_run=False, **changes):
+def soft_rows(*shape, dtype=torch.float32):
+    """Labels of no particular sum, largest anywhere, some entries 0."""
+    rows = torch.rand(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 3 - 1
+    return rows.clamp_min(0).to(dtype)
+
+
+def build(
+    runs=1,
+    channels=3,
+    zca=False,
+    floats=False,
+    scheduled=False,
+    rates_per_run=False,
+    stepping=None,
+    soft=None,
+    **changes,
+):
     """Distilled images of nine classes, with pixels mostly inside the range of the real ones."""
     generator = torch.Generator().manual_seed(runs + 10 * channels)
     low, high = (-3.0, 5.0) if floats else (0.0, 1.0)
@@ -28,10 +44,11 @@ def build(runs=1, channels=3, zca=False, floats=False, scheduled=False, rates_pe
         schedule = Schedule(
             rates=rates + torch.arange(runs)[:, None] if rates_per_run else rates,
             images=torch.randint(0, 18, (3, 5), generator=generator),
+            **(stepping or {}),
         )
     fields = {
         "images": images,
-        "labels": torch.arange(18) % 9,  # not sorted by class
+        "labels": torch.arange(18) % 9 if soft is None else soft_rows(*soft),  # hard ones are not sorted by class
         "class_names": NAMES,
         "normalization": normalization,
         "dataset": "folder:/home/someone/birds",
@@ -65,11 +82,20 @@ def difference(one, other):
         (torch.tensor(one.normalization.mean), torch.tensor(other.normalization.mean)),
         (torch.tensor(one.normalization.std), torch.tensor(other.normalization.std)),
     ]
+    if (one.learning_rate is None) != (other.learning_rate is None):
+        found.append("learning_rate")
+    elif one.learning_rate is not None:
+        tensors.append((one.learning_rate, other.learning_rate))
     for parts in ([one.normalization.whitening, other.normalization.whitening], [one.schedule, other.schedule]):
         if (parts[0] is None) != (parts[1] is None):
             found.append("whitening or schedule")
         elif parts[0] is not None:
-            tensors += [(getattr(parts[0], name), getattr(parts[1], name)) for name in vars(parts[0])]
+            for name, left in vars(parts[0]).items():
+                right = getattr(parts[1], name)
+                if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+                    tensors.append((left, right))
+                elif left is not right and left != right:
+                    found.append(name)
     for position, (left, right) in enumerate(tensors):
         if left.dtype != right.dtype or not torch.equal(left, right):
             found.append(f"tensor {position}")
@@ -87,6 +113,26 @@ KINDS = {
     "own rates": {"scheduled": True, "rates_per_run": True, "runs": 2},
     "all": {"runs": 2, "zca": True, "scheduled": True, "rates_per_run": True, "channels": 1},
     "eleven runs": {"runs": 11, "channels": 1},
+    "momentum": {
+        "scheduled": True,
+        "stepping": {"optimizer": "momentum", "momenta": torch.tensor([0.9, 0.0, 1.0]), "decay": 5e-4},
+    },
+    "adam": {
+        "runs": 2,
+        "scheduled": True,
+        "rates_per_run": True,
+        "stepping": {
+            "optimizer": "adam",
+            "momenta": torch.full((2, 3), 0.9, dtype=torch.float64),
+            "augmentation": "color_flip",
+            "align_corners": False,
+        },
+    },
+    "learning rates": {"runs": 2, "learning_rate": torch.tensor([0.1, 1 / 3])},
+    "learning rate": {"learning_rate": torch.tensor([1 / 3], dtype=torch.float64), "soft": (1, 18, 9)},
+    "soft": {"runs": 2, "soft": (18, 9)},
+    "own soft": {"runs": 3, "soft": (3, 18, 9), "channels": 1},
+    "own soft of one run": {"soft": (1, 18, 9)},
 }
 
 
@@ -99,6 +145,11 @@ def kind(request):
 @pytest.fixture(name="build")
 def build_fixture():
     return build
+
+
+@pytest.fixture(name="soft_rows")
+def soft_rows_fixture():
+    return soft_rows
 
 
 @pytest.fixture(name="difference")

@@ -136,6 +136,32 @@ def test_images_that_are_no_numbers_are_not_loaded(tmp_path, images):
         load(tmp_path / "odd")
 
 
+@pytest.mark.parametrize(
+    ("rate", "found"),
+    [
+        (torch.tensor(0.1), r"got torch\.float32 \(\)"),
+        (torch.ones(3), r"got torch\.float32 \(3,\)"),
+        (torch.ones(2, dtype=torch.int64), r"got torch\.int64 \(2,\)"),
+        (torch.tensor([0.1, torch.nan]), "got NaN or infinity"),
+    ],
+)
+def test_what_is_no_learning_rate_of_every_run_is_refused(build, rate, found):
+    with pytest.raises(ValueError, match=f"floating-point learning rate of each of 2 runs, {found}: give those"):
+        build(runs=2, learning_rate=rate)
+
+
+def test_learning_rates_are_those_of_the_runs_and_are_said(build):
+    distilled = build(runs=2, learning_rate=torch.tensor([0.01, 0.025]))
+    assert torch.equal(distilled.run(1).learning_rate, torch.tensor([0.025]))
+    assert "train with learning rate 0.01, 0.025, run by run, which was learned" in distilled.note
+    assert "train with learning rate 0.025, which was learned" in distilled.run(1).note
+    many = build(runs=7, channels=1, learning_rate=torch.full((7,), 0.5))
+    assert "rate 0.5, 0.5, 0.5, 0.5, 0.5 and 2 more, run by run" in many.note
+    both = build(scheduled=True, learning_rate=torch.tensor([0.5]))
+    assert "only by replaying them" in both.note and "; train with learning rate 0.5" in both.note
+    assert build().note == ""
+
+
 def test_a_whitening_of_another_size_is_refused():
     whitening = Whitening(mean=torch.zeros(8), matrix=torch.eye(8), inverse=torch.eye(8))
     with pytest.raises(ValueError, match=r"2 channels and 8 values, got \(2, 4, 4\)"):

@@ -73,12 +73,13 @@ def changed(draw, whole):
     return bytes(content)
 
 
+@pytest.mark.parametrize("soft", [None, (18, 9), (2, 18, 9)], ids=["hard", "soft", "own soft"])
 @pytest.mark.parametrize("target", ["png", "pt", "hf", "safetensors"])
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_damage_never_raises_anything_but_value_error(build, tmp_path_factory, target, data):
+def test_damage_never_raises_anything_but_value_error(build, tmp_path_factory, target, soft, data):
     folder = tmp_path_factory.mktemp(target)
-    distilled = build(runs=2, channels=1, scheduled=True)
+    distilled = build(runs=2, channels=1, scheduled=True, soft=soft)
     if target == "safetensors":
         distilled.save(folder / "distilled.safetensors")
     else:

@@ -24,6 +24,23 @@ def test_noise_is_standard_normal_and_keyed_by_run():
     assert not torch.equal(images[0], images[1])
 
 
+def test_uniform_numbers_are_keyed_by_run():
+    images = draw("uniform", runs=200)
+    assert images.shape == (200, 3, 2, 1, 4, 4)
+    assert 0 <= images.min() < 0.001 and 0.999 < images.max() < 1
+    assert abs(images.mean() - 0.5) < 0.01
+    assert torch.equal(draw("uniform", runs=2), images[:2])
+    assert not torch.equal(images[0], images[1])
+
+
+def test_unit_noise_is_the_noise_with_every_image_at_length_one():
+    noise, unit = draw("noise"), draw("unit")
+    lengths = noise.flatten(3).norm(dim=3)
+    assert torch.allclose(unit.flatten(3), noise.flatten(3) / lengths[..., None], rtol=1e-12)
+    assert torch.allclose(unit.flatten(3).norm(dim=3), torch.ones(2, 3, 2, dtype=torch.float64), rtol=1e-12)
+    assert lengths.std() > 0.1
+
+
 def test_real_images_are_distinct_members_of_their_class():
     data = store()
     normalized = data.batch(torch.arange(30), torch.float64)

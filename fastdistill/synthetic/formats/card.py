@@ -10,14 +10,22 @@ from statistics import fmean, stdev
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from fastdistill.synthetic.distilled import Distilled
 from fastdistill.synthetic.formats import hf
 from fastdistill.synthetic.formats.eight_bit import loss_of_eight_bits
+from fastdistill.synthetic.schedule import Schedule
 
 LOSSY = ("png", "hf")
 _CANONICAL = ("safetensors", "hf")  # forms that have the run's own file
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_ROWS = {
+    "safetensors": "`labels` in `distilled.safetensors`",
+    "png": "`soft_label` in `metadata.jsonl`",
+    "pt": "`labels.pt`, those of every run in `res_*.pt`",
+    "hf": "the column `soft_label`",
+}
 _FORMS = {
     "safetensors": "`distilled.safetensors` holds the exact images with everything needed to train on them.",
     "png": "Every image is an 8-bit PNG picture in the folder of its class; `metadata.jsonl` lists them.",
@@ -30,7 +38,7 @@ _FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """Test accuracies of the exact and the 8-bit images, by the same fresh students.
+    """Test accuracies of the exact and the 8-bit images, by the same students.
 
     Attributes:
         exact: share of right answers of every student trained on the exact images.
@@ -38,6 +46,7 @@ class Measurement:
         protocol: name of the protocol.
         architecture: of the students.
         duration: how long they trained, such as ``300 epochs``.
+        weights: what they began with: fresh, fixed or pretrained ones.
 
     Raises:
         ValueError: when there are not as many of the one as of the other.
@@ -48,6 +57,7 @@ class Measurement:
     protocol: str
     architecture: str
     duration: str
+    weights: str = "fresh"
 
     def __post_init__(self) -> None:
         if not self.exact or len(self.exact) != len(self.eight_bit):
@@ -81,6 +91,8 @@ def card_text(distilled: Distilled, target: str, accuracy: Measurement | str = "
     """
     front = yaml.safe_dump(_front_matter(distilled, target), sort_keys=False, allow_unicode=True)
     parts = [f"---\n{front}---", _heading(distilled), _FORMS[target], _loading(distilled), _facts(distilled, target)]
+    if distilled.soft:
+        parts.insert(3, _soft_labels(distilled, target))
     if target in LOSSY:
         parts.append(_precision(distilled, accuracy))
     licence = "The licence of the real images holds for what is distilled from them: name it in the first lines."
@@ -117,20 +129,51 @@ def _heading(distilled: Distilled) -> str:
     return text
 
 
+def _soft_labels(distilled: Distilled, target: str) -> str:
+    shared = "of every run its own" if distilled.labels.ndim == 3 and distilled.runs > 1 else "the same in every run"
+    whose = f", {shared}" if distilled.runs > 1 else ""
+    return (
+        f"**The labels are soft**: every image has a row of {len(distilled.class_names)} numbers of at least 0 and any "
+        f"sum, in the order of the classes{whose} ({_ROWS[target]}). Train with them: the loss of an image is their "
+        "cross-entropy `-sum(row * log_softmax(logits))`, of a batch the mean, as "
+        "`torch.nn.functional.cross_entropy(logits, rows)` computes it. The single class that an image also has, where "
+        "a form needs one, is the one that it stands for and not what it was learned with."
+    )
+
+
 def _loading(distilled: Distilled) -> str:
     schedule = distilled.schedule
     if schedule is None:
         use = ""
     else:
-        low, high = float(schedule.rates.min()), float(schedule.rates.max())
         use = (
             f"\n\n`evaluate` replays the {schedule.steps} steps of {schedule.images.shape[1]} images, at learning "
-            f"rates of {low:.4g} to {high:.4g}: plain SGD, no momentum, no augmentation."
+            f"rates of {_span(schedule.rates)}: {_stepping(schedule)}."
         )
     return (
         '```python\nimport fastdistill\n\ndistilled = fastdistill.load("PATH OF THIS FOLDER")\n'
         f"fastdistill.evaluate(distilled, test_images, test_labels)\n```{use}"
     )
+
+
+def _stepping(schedule: Schedule) -> str:
+    """How a step moves the weights, in words."""
+    if schedule.momenta is None:
+        words = ["plain SGD, no momentum"]
+    elif schedule.optimizer == "momentum":
+        words = [f"SGD with a momentum of {_span(schedule.momenta)}"]
+    else:
+        words = [f"Adam with a β₁ of {_span(schedule.momenta)}"]
+    if schedule.decay:
+        words.append(f"weight decay {schedule.decay:.4g}")
+    none = schedule.augmentation == "none"
+    words.append("no augmentation" if none else f"augmentation {schedule.augmentation} of every image (DSA)")
+    return ", ".join(words)
+
+
+def _span(values: Tensor) -> str:
+    low, high = float(values.min()), float(values.max())
+    return f"{low:.4g} to {high:.4g}" if low < high else f"{low:.4g}"
 
 
 def _facts(distilled: Distilled, target: str) -> str:
@@ -166,8 +209,8 @@ def _precision(distilled: Distilled, accuracy: Measurement | str) -> str:
             f"- test accuracy of the exact images: {100 * fmean(accuracy.exact):.2f} %",
             f"- test accuracy of the 8-bit images: {100 * fmean(accuracy.eight_bit):.2f} %",
             f"- difference, student by student: {100 * accuracy.difference:+.2f}{error} points\n",
-            f"Measured on the test set with {len(accuracy.exact)} fresh students of {accuracy.architecture}, protocol "
-            f"{accuracy.protocol}, {accuracy.duration}.",
+            f"Measured on the test set with {len(accuracy.exact)} {accuracy.weights} students of "
+            f"{accuracy.architecture}, protocol {accuracy.protocol}, {accuracy.duration}.",
         ]
     )
 

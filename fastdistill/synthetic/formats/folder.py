@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -18,6 +19,7 @@ from torch import Tensor
 from fastdistill.files import sync
 from fastdistill.synthetic.description import DAMAGE, described_fields, of_kind, plain_values, reason, statistics
 from fastdistill.synthetic.distilled import Distilled
+from fastdistill.synthetic.labels import FLOATS
 
 DESCRIPTION_FILE, STATISTICS_FILE, CARD_FILE = "distilled.json", "statistics.safetensors", "README.md"
 MAX_VALUES = 2**31  # of all images together: 8 GB of floats; a small file can claim any number
@@ -77,11 +79,27 @@ def write_beside(distilled: Distilled, folder: Path, target: str, card: str) -> 
         card: text of the card.
     """
     values = {**plain_values(distilled), "target": target, "shape": tuple(distilled.images.shape)}
+    if distilled.soft:
+        dtype = str(distilled.labels.dtype).removeprefix("torch.")
+        values["soft_labels"] = {"dtype": dtype, "own": distilled.labels.ndim == 3}
     text = json.dumps(values, sort_keys=True, ensure_ascii=False, indent=1)
     (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
     if tensors := statistics(distilled):
         (folder / STATISTICS_FILE).write_bytes(save(tensors))
     (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftLabels:
+    """What an export's soft labels are.
+
+    Attributes:
+        dtype: of the rows.
+        own: whether every run has its own.
+    """
+
+    dtype: torch.dtype
+    own: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +110,13 @@ class Beside:
         fields: of `Distilled`, all but images and labels.
         shape: ``(R, N, D, H, W)`` of the images.
         target: name of the form.
+        soft: what labels are, where they are soft.
     """
 
     fields: Mapping[str, Any]
     shape: tuple[int, int, int, int, int]
     target: str
+    soft: SoftLabels | None
 
 
 def read_target(folder: Path) -> str | None:
@@ -128,9 +148,18 @@ def read_beside(folder: Path) -> Beside:
             fields=described_fields(values, tensors),
             shape=(runs, images, channels, height, width),
             target=of_kind(str, values["target"]),
+            soft=_soft_labels(values),
         )
     except (SafetensorError, *DAMAGE) as error:
         raise damaged(folder, error) from error
+
+
+def _soft_labels(values: Mapping[str, Any]) -> SoftLabels | None:
+    if "soft_labels" not in values:
+        return None
+    given = of_kind(dict, values["soft_labels"])
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in FLOATS}
+    return SoftLabels(dtype=dtypes[of_kind(str, given["dtype"])], own=of_kind(bool, given["own"]))
 
 
 def damaged(folder: Path, error: BaseException) -> ValueError:

@@ -1,6 +1,7 @@
 import math
 
 import pytest
+import torch
 import yaml
 
 from fastdistill.synthetic.formats.card import Measurement, card_text
@@ -52,7 +53,48 @@ def test_images_with_steps_of_their_own_say_so_first(build):
     text = card_text(build(scheduled=True), "pt")
     assert text.index("only by replaying them") < text.index("```python")
     assert "replays the 3 steps of 5 images, at learning rates of 0.01 to 0.05" in text
+    assert "plain SGD, no momentum, no augmentation." in text
     assert "replay" not in card_text(build(), "pt")
+
+
+@pytest.mark.parametrize(
+    ("stepping", "words"),
+    [
+        (
+            {"optimizer": "momentum", "momenta": torch.full((3,), 0.5), "decay": 5e-4},
+            "SGD with a momentum of 0.5, weight decay 0.0005, no augmentation.",
+        ),
+        (
+            {"optimizer": "adam", "momenta": torch.tensor([0.5, 0.75, 0.9]), "augmentation": "color_crop"},
+            "Adam with a β₁ of 0.5 to 0.9, augmentation color_crop of every image (DSA).",
+        ),
+    ],
+)
+def test_a_card_says_how_steps_move_the_weights(build, stepping, words):
+    assert f"at learning rates of 0.01 to 0.05: {words}" in card_text(build(scheduled=True, stepping=stepping), "pt")
+
+
+@pytest.mark.parametrize("target", ["safetensors", "png", "pt", "hf"])
+def test_a_learned_rate_is_said_first(build, target):
+    text = card_text(build(learning_rate=torch.tensor([0.0125])), target)
+    assert "**Train with learning rate 0.0125, which" in text
+    assert text.index("learning rate 0.0125") < text.index("```python")
+
+
+@pytest.mark.parametrize("target", ["safetensors", "png", "pt", "hf"])
+def test_soft_labels_are_said_to_be_soft_with_how_to_train(build, target):
+    own, shared, one = build(runs=2, soft=(2, 18, 9)), build(runs=2, soft=(18, 9)), build(soft=(18, 9))
+    where = {"safetensors": "`labels`", "png": "`soft_label`", "pt": "`labels.pt`", "hf": "column `soft_label`"}[target]
+    for distilled in (own, shared, one):
+        text = card_text(distilled, target)
+        assert "a row of 9 numbers of at least 0 and any sum" in text
+        assert "`torch.nn.functional.cross_entropy(logits, rows)`" in text
+        assert where in text
+        assert ("of every run its own" in text, "the same in every run" in text) == (
+            distilled is own,
+            distilled is shared,
+        )
+    assert "soft" not in card_text(build(), target)
 
 
 def test_the_difference_is_that_of_pairs():

@@ -101,6 +101,9 @@ def test_what_stands_beside_the_images_comes_back(kind, tmp_path):
     assert found.shape == tuple(kind.images.shape)
     assert found.target == read_target(tmp_path) == "png"
     assert found.fields["class_names"] == kind.class_names
+    assert (found.soft is not None) == kind.soft
+    if found.soft:
+        assert (found.soft.dtype, found.soft.own) == (kind.labels.dtype, kind.labels.ndim == 3)
     assert (tmp_path / "README.md").read_text() == "card"
 
 
@@ -121,6 +124,10 @@ def test_what_stands_beside_the_images_comes_back(kind, tmp_path):
         {"class_names": [1]},
         {"pixel_range": [0]},
         {"details": {"a": 1}},
+        {"soft_labels": None},
+        {"soft_labels": {"dtype": "int64", "own": True}},
+        {"soft_labels": {"dtype": "float32", "own": 1}},
+        {"soft_labels": {"own": True}},
         None,
         [1],
     ],

@@ -57,6 +57,24 @@ def test_the_library_finds_its_features(build, tmp_path):
     assert front["configs"][0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
 
 
+@pytest.mark.parametrize("shape", [(18, 9), (2, 18, 9)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_table_holds_soft_labels(build, soft_rows, tmp_path, shape, dtype):
+    distilled = build(runs=2, labels=soft_rows(*shape, dtype=dtype))
+    hf.write(distilled, tmp_path, card_text(distilled, "hf"))
+    table = pyarrow.parquet.read_table(tmp_path / TABLE_FILE)
+    kind = "float64" if dtype == torch.float64 else "float32"
+    assert tuple(table.column_names) == (*COLUMNS, "soft_label")
+    rows = distilled.labels.double().expand(2, -1, -1)
+    for row in table.to_pylist():
+        assert row["soft_label"] == rows[row["run"], row["index"]].tolist()
+        assert row["label"] == row["index"] // 2
+    kept = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]["soft_label"]
+    assert kept == {"feature": {"dtype": kind, "_type": "Value"}, "length": -1, "_type": "Sequence"}
+    front = yaml.safe_load((tmp_path / "README.md").read_text().split("---")[1])
+    assert front["dataset_info"]["features"][-1] == {"name": "soft_label", "sequence": kind}
+
+
 def test_equal_content_gives_equal_bytes(build, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

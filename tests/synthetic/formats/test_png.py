@@ -175,6 +175,60 @@ def test_missing_and_superfluous_lines_are_refused(folder):
     refused(folder, "is missing")
 
 
+@pytest.mark.parametrize("shape", [(18, 9), (2, 18, 9)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_soft_labels_stand_in_the_metadata_exactly(build, difference, soft_rows, tmp_path, shape, dtype):
+    distilled = build(runs=2, labels=soft_rows(*shape, dtype=dtype))
+    png.write(distilled, tmp_path, "card")
+    rows = distilled.labels.double().expand(2, -1, -1)
+    for line in entries(tmp_path):
+        assert line["soft_label"] == rows[line["run"], line["index"]].tolist()
+        assert line["label"] == line["index"] // 2
+        assert line["file_name"].startswith(f"run-{line['run']}/{line['label']}")
+    assert difference(png.read(tmp_path), eight_bit(distilled)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"soft_label": [0.5] * 8}, "has a soft label of 8 numbers for 9 classes"),
+        (
+            {"soft_label": [0.5] * 8 + [float("nan")]},
+            "expected finite soft labels, got NaN or infinity in 1 of 36 rows",
+        ),
+        ({"soft_label": [1e39] + [0.5] * 8}, "expected finite soft labels"),
+        ({"soft_label": [10**400] + [0.5] * 8}, "damaged"),
+        ({"soft_label": [-1] + [0.5] * 8}, "expected soft labels of at least 0, got -1"),
+        ({"soft_label": [True] + [0.5] * 8}, "is no int"),
+        ({"soft_label": ["1"] + [0.5] * 8}, "is no int"),
+        ({"soft_label": 3}, "is no list"),
+        ({"label": 1}, "gives image 0 two labels"),
+    ],
+)
+def test_odd_soft_labels_are_refused(build, tmp_path, change, message):
+    png.write(build(runs=2, soft=(2, 18, 9)), tmp_path, "card")
+    lines = entries(tmp_path)
+    rewrite(tmp_path, [lines[0] | change, *lines[1:]])
+    refused(tmp_path, message)
+
+
+def test_soft_labels_must_be_there_and_in_order(build, tmp_path):
+    png.write(build(soft=(18, 9)), tmp_path, "card")
+    lines = entries(tmp_path)
+    rewrite(tmp_path, [{name: value for name, value in line.items() if name != "soft_label"} for line in lines])
+    refused(tmp_path, "soft_label")
+    rewrite(tmp_path, [line | {"label": 8 - line["label"]} for line in lines])
+    refused(tmp_path, "in another order than that of the classes")
+
+
+def test_runs_share_soft_labels_unless_they_have_their_own(build, tmp_path):
+    png.write(build(runs=2, soft=(18, 9)), tmp_path, "card")
+    lines = entries(tmp_path)
+    lines[18]["soft_label"] = [0.25] * 9
+    rewrite(tmp_path, lines)
+    refused(tmp_path, "gives image 0 two labels")
+
+
 def test_runs_must_agree_on_labels(build, tmp_path):
     png.write(build(runs=2), tmp_path, "card")
     lines = entries(tmp_path)

@@ -51,9 +51,59 @@ def test_rates_are_one_number_where_they_are_equal(build, tmp_path):
         assert torch.equal(plainly(tmp_path / name / "lr.pt"), expected)
 
 
+def test_a_learned_rate_is_one_number(build, tmp_path):
+    pt.write(build(runs=2, learning_rate=torch.tensor([0.25, 0.5])), tmp_path, "card")
+    assert torch.equal(plainly(tmp_path / "lr.pt"), torch.tensor(0.25))
+
+
 def test_uneven_classes_have_no_ipc(build, tmp_path):
     pt.write(build(labels=torch.arange(18) % 5), tmp_path, "card")
     assert (tmp_path / "res_fastdistill_birds_18images.pt").is_file()
+
+
+@pytest.mark.parametrize("shape", [(18, 9), (2, 18, 9)])
+def test_the_field_reads_soft_labels(build, tmp_path, shape):
+    distilled = build(runs=2, soft=shape)
+    pt.write(distilled, tmp_path, "card")
+    rows = distilled.labels.expand(2, -1, -1)
+    assert torch.equal(plainly(tmp_path / "labels.pt"), rows[0])
+    saved = plainly(tmp_path / "res_fastdistill_birds_2ipc.pt")["data"]
+    assert all(torch.equal(labels, rows[run]) for run, (_, labels) in enumerate(saved))
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda rows: [rows[0], rows[1] * torch.nan], "expected finite soft labels, got NaN or infinity in 18 of 36"),
+        (lambda rows: [rows[0], -rows[1]], "expected soft labels of at least 0"),
+        (lambda rows: [rows[0], rows[1, :17]], "expected labels of one shape in every run"),
+        (lambda rows: [rows[0, :, :8].clone(), rows[1, :, :8].clone()], r"got \(2, 18, 8\)"),
+        (lambda rows: [rows[0].clone()] * 2, "expected labels of their own in every run, got shared ones"),
+        (lambda rows: [rows[0].expand(9**9, -1, -1)] * 2, "expected labels to hold its .* values, got fewer"),
+        (
+            lambda rows: [torch.arange(18), torch.arange(18) + 1],
+            r"expected labels \[18\], or soft ones .*, got \(2, 18\)",
+        ),
+    ],
+)
+def test_odd_soft_labels_are_damaged_exports(build, tmp_path, edit, message):
+    distilled = build(runs=2, soft=(2, 18, 9))
+    pt.write(distilled, tmp_path, "card")
+    labels = edit(distilled.labels.clone())
+    change(tmp_path, {"data": [[images.clone(), rows] for images, rows in zip(distilled.images, labels, strict=True)]})
+    with pytest.raises(ValueError, match=message) as caught:
+        pt.read(tmp_path)
+    assert str(caught.value).startswith("expected an export of distilled images in")
+    assert "\n" not in str(caught.value)
+
+
+def test_shared_soft_labels_are_the_same_in_every_run(build, tmp_path):
+    distilled = build(runs=2, soft=(18, 9))
+    pt.write(distilled, tmp_path, "card")
+    own = [distilled.labels.clone(), distilled.labels + 1]
+    change(tmp_path, {"data": [[images.clone(), rows] for images, rows in zip(distilled.images, own, strict=True)]})
+    with pytest.raises(ValueError, match="expected the same labels in every run, got several"):
+        pt.read(tmp_path)
 
 
 def change(folder, content):

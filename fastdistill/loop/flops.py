@@ -1,0 +1,75 @@
+"""Floating-point operations of an outer step, predicted before a run by counting its program on the meta device.
+
+Those of convolutions and matrix products (`derivatives.flops`), the mean over a run's steps, for all students.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fastdistill.config import RunConfig
+from fastdistill.loop.counting import training, whole_step
+from fastdistill.loop.sizes import Sizes
+from fastdistill.method_configs import MatchingConfig, UnrolledConfig
+
+if TYPE_CHECKING:
+    from fastdistill.loop.plan import Plan
+
+
+def step_flops(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
+    """Operations of an outer step of all students, with those of the training between it and the next."""
+    recipe, students = config.method, config.students * config.runs
+    config, plan = replace(config, students=1, runs=1), replace(plan, chunk=1)  # every student takes as many
+    if isinstance(recipe, MatchingConfig):
+        found = _matching(config, recipe, plan, sizes)
+    elif isinstance(recipe, UnrolledConfig):
+        found = _unrolled(config, recipe, plan, sizes)
+    else:
+        found = whole_step(config, plan, sizes).flops
+    return round(found * students)
+
+
+def _matching(config: RunConfig, recipe: MatchingConfig, plan: Plan, sizes: Sizes) -> float:
+    """A step, and the epochs after all but the last of those that a student lives through."""
+    step = replace(config, method=replace(recipe, outer_loop=1))
+    epoch = replace(config, method=replace(recipe, inner_loop=min(recipe.inner_loop, 1)))
+    epochs = recipe.inner_loop * (recipe.outer_loop - 1) / recipe.outer_loop
+    return whole_step(step, plan, sizes).flops + epochs * training(epoch, plan, sizes).flops
+
+
+def _unrolled(config: RunConfig, recipe: UnrolledConfig, plan: Plan, sizes: Sizes) -> float:
+    """A step whose window stands in the middle of its places, which are taken alike: by what each of its parts takes.
+
+    A part is the difference of two short trainings, so that a long one costs no more to predict.
+    """
+
+    def of(before: int, inside: int, every: int = 0) -> int:
+        """A step with so many inner steps before its window and inside, and so many between further outer losses."""
+        short = replace(  # without what takes long to count and has no convolution or matrix product
+            recipe,
+            optimizer="sgd",
+            learn_momenta=False,
+            augmentation="none",
+            real_augmentation="none",
+            drawn=bool(recipe.drawn_classes),
+            epochs=-(-(before + inside) // recipe.batches),
+            window=inside,
+            window_start="moving",  # from its least place
+            window_least=before,
+            intermediate_every=every,
+            keep=1,
+        )
+        return whole_step(replace(config, method=short), plan, sizes).flops
+
+    length = recipe.window or recipe.inner_steps
+    last = recipe.inner_steps - length
+    before = last if recipe.window_start == "last" else (recipe.window_least + last) / 2
+    again = length - -(-length // recipe.keep)  # steps that are run a second time
+    one, two = of(0, 1), of(0, 2)
+    gradient = of(1, 1) - one
+    product = two - one - gradient
+    found = one + (before + length - 1 + again) * gradient + (length - 1) * product
+    if recipe.intermediate_every:
+        found += (length - 1) // recipe.intermediate_every * (of(0, 2, every=1) - two)
+    return found

@@ -1,0 +1,41 @@
+"""Both sides of the measurement give the same gradients, and the engine's peak does not grow with the steps."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bench.unrolled import METHODS, QUICK, Engine, main, make_problem, textbook
+
+TINY = replace(QUICK, width=4, side=8, per_class=1, real=7)
+MARGIN = 5e6  # bytes by which peaks of equal processes differ, with room; a step of the textbook's takes about 10e6
+
+
+@pytest.mark.parametrize("piece", [0, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_both_sides_give_the_same_value_and_gradients(method, piece):
+    problem = make_problem(TINY, 4, torch.float64)
+    expected, by_graph = textbook(problem, method)()
+    found, by_adjoint = Engine(problem, TINY, method, piece)()
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert by_adjoint.keys() == by_graph.keys()
+    for name, gradient in by_graph.items():
+        assert gradient.norm() > 0
+        assert (by_adjoint[name] - gradient).norm() <= 1e-10 * gradient.norm(), name
+
+
+def test_the_peak_grows_with_the_steps_by_no_more_than_the_stored_weights(tmp_path):
+    out = tmp_path / "unrolled"
+    quick = ["--quick", "--methods", "dd", "--repeats", "1", "--pieces", "20", "--out", str(out)]
+    main(quick)
+    content = json.loads(out.with_suffix(".json").read_text())
+    peaks = {(row["program"], row["steps"]): row for row in content["memory"]["rows"]}
+    few, many = peaks["engine", 10], peaks["engine", 20]
+    assert many["peak"] - few["peak"] <= many["stored"] - few["stored"] + MARGIN
+    # the same margin catches a graph that is kept: half as many steps of the textbook's are far beyond it
+    assert peaks["textbook", 10]["peak"] - peaks["textbook", 5]["peak"] > 5 * MARGIN
+    assert content["time"]["rows"][0]["seconds"].keys() == {"textbook", "engine", "engine, pieces of 20"}
+    assert len(content["goals"]) == 4
+    table = out.with_suffix(".md").read_text()
+    assert "| dd, engine |  |" in table and "pieces of 20" in table
