@@ -32,9 +32,9 @@ _TEST_BLOCK = 1000  # as evaluation normalises them
 def selection(config: RunConfig, plan: Plan, sizes: Sizes) -> Footprint:
     """A selection by validation accuracy; nothing without one."""
     evaluation = config.evaluation
-    if not evaluation.validation_every:
-        return Footprint()
     _, held_out = sizes.split(config.data.validation_fraction)
+    if not evaluation.validation_every or not held_out:  # to select by nothing is refused by `evaluation.arms.Judge`
+        return Footprint()
     return _arm(
         config, plan, sizes, synthetic_images(config, sizes, plan.torch_dtype), evaluation.validation_students, held_out
     )

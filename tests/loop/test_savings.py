@@ -74,6 +74,8 @@ def test_a_training_beyond_memory_is_refused_with_what_to_lower(tmp_path):
         run(settings, digits)
     text = str(refusal.value)
     assert re.search(r"got one predicted to need \d{4}\.\d GB \(largest part: a distilling step, \d{4}\.\d GB\)", text)
-    assert re.search(r"or --chunk; or try --method\.keep \d+ \(\d+ MB\), --method\.storage bfloat16 \(", text)
+    assert re.search(
+        r": lower .*--method\.real_batch, .*; or try --method\.keep \d+ \(\d+ MB\), --method\.storage bfloat16 \(", text
+    )
     assert re.search(r"--method\.epochs 50000000 \(\d+\.\d GB\)$", text)
     assert not (tmp_path / "run" / "config.yaml").exists()

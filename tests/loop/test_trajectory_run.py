@@ -221,7 +221,7 @@ def test_labels_and_learning_rates_of_what_was_learned(tmp_path, digits, experts
     assert found.shape == rows.shape
     assert torch.allclose(found.sum(-1), torch.ones(2, 10, 2))
     # trained experts tell real digits apart
-    real = digits.train.batch(torch.stack([digits.train.class_indices(label)[:2] for label in range(10)]))
+    real = digits.train.batch(torch.stack([digits.train.class_indices(label)[:50] for label in range(10)]))
     found = labels_of(said, {"images": real[None]}, digits.train)
     assert (found[0].argmax(-1) == torch.arange(10)[:, None]).float().mean() > 0.7
 
