@@ -373,8 +373,7 @@ class ImplicitConfig:
         one_of("curvature", self.curvature, ("hessian", "gauss_newton"))
         one_of("outer_optimizer", self.outer_optimizer, ("adam", "sgd"))
         _strategy(self.augmentation)
-        if self.real_augmentation != PAD_CROP_FLIP:
-            _strategy(self.real_augmentation)
+        _strategy(self.real_augmentation, PAD_CROP_FLIP, name="real_augmentation")
         at_least(1, steps=self.steps, hypersteps=self.hypersteps, real_batch=self.real_batch)
         at_least(1, eigenvalue_steps=self.eigenvalue_steps)
         at_least(0, inner_steps=self.inner_steps, terms=self.terms, inner_decay=self.inner_decay)
@@ -399,12 +398,46 @@ class ImplicitConfig:
             )
 
 
-MethodConfig = MatchingConfig | UnrolledConfig | TrajectoryConfig | ImplicitConfig
+@dataclass(frozen=True, kw_only=True)
+class DistributionConfig:
+    """Distribution matching (DM; Zhao and Bilen 2023): mean features of every class in random networks.
+
+    Attributes:
+        kind: distribution.
+        steps: updates of the synthetic images, each with fresh networks.
+        real_batch: real images per class and network.
+        start: what the images start from: noise or real images.
+        image_learning_rate: of SGD on the synthetic images.
+        image_momentum: of SGD on the synthetic images.
+        augmentation: DSA strategy, one draw for the real and synthetic images of a class, or none.
+        align_corners: of the sampling grid of scale and rotate; the published runs used true.
+    """
+
+    kind: str = "distribution"
+    steps: int = 20_000
+    real_batch: int = 256
+    start: str = "real"
+    image_learning_rate: float = 1.0
+    image_momentum: float = 0.5
+    augmentation: str = "color_crop_cutout_flip_scale_rotate"
+    align_corners: bool = True
+
+    def __post_init__(self) -> None:
+        of_kind("distribution", self.kind)
+        one_of("start", self.start, ("noise", "real"))
+        _strategy(self.augmentation)
+        at_least(1, steps=self.steps, real_batch=self.real_batch)
+        _shares(image_momentum=self.image_momentum)
+        positive(image_learning_rate=self.image_learning_rate)
+
+
+MethodConfig = MatchingConfig | UnrolledConfig | TrajectoryConfig | ImplicitConfig | DistributionConfig
 METHODS: dict[str, type[MethodConfig]] = {
     "matching": MatchingConfig,
     "unrolled": UnrolledConfig,
     "trajectory": TrajectoryConfig,
     "implicit": ImplicitConfig,
+    "distribution": DistributionConfig,
 }
 
 

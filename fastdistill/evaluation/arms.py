@@ -18,7 +18,7 @@ from fastdistill.evaluation.born import born_for
 from fastdistill.evaluation.evaluate import Evaluation, evaluate_images, evaluate_students, store_fetch
 from fastdistill.evaluation.protocols import Protocol, protocol
 from fastdistill.evaluation.replay import Replay
-from fastdistill.method_configs import MatchingConfig
+from fastdistill.method_configs import DistributionConfig, MatchingConfig, TrajectoryConfig
 from fastdistill.progress import Silent
 from fastdistill.students.ensemble import Ensemble
 
@@ -140,12 +140,14 @@ class Judge:
 
     def _protocol(self, learned: Learned) -> Protocol:
         config = self._config
+        method = config.method
+        as_shown = isinstance(method, MatchingConfig | TrajectoryConfig | DistributionConfig)
         return protocol(
             config.evaluation.protocol,
             dataset=config.data.source,
             architecture=config.student.architecture,
             norm=config.student.norm,
-            align_corners=config.method.align_corners if isinstance(config.method, MatchingConfig) else True,
+            align_corners=method.align_corners if as_shown else True,
             replay=self._replay(learned),
             rates=self._learning_rate(learned),
         )

@@ -20,7 +20,13 @@ from fastdistill.derivatives.sketch import Sketch
 from fastdistill.loop.outer import Method, State, outer_step
 from fastdistill.loop.setup import beside_images, make_descent, make_method
 from fastdistill.loop.sizes import META, Sizes, Unseen, synthetic_images
-from fastdistill.method_configs import ImplicitConfig, MatchingConfig, TrajectoryConfig, UnrolledConfig
+from fastdistill.method_configs import (
+    DistributionConfig,
+    ImplicitConfig,
+    MatchingConfig,
+    TrajectoryConfig,
+    UnrolledConfig,
+)
 from fastdistill.methods.implicit import estimates_eigenvalue
 from fastdistill.methods.inner_training import inner_optimizer
 from fastdistill.methods.trajectory import last_epoch, orders
@@ -36,6 +42,8 @@ def step(config: RunConfig, plan: Plan, sizes: Sizes) -> Footprint:
     recipe = config.method
     if isinstance(recipe, MatchingConfig):
         return whole_step(replace(config, method=replace(recipe, outer_loop=1)), plan, sizes)
+    if isinstance(recipe, DistributionConfig):
+        return whole_step(config, plan, sizes)
     if isinstance(recipe, ImplicitConfig):
         return _hypersteps(config, recipe, plan, sizes)
     if isinstance(recipe, TrajectoryConfig):

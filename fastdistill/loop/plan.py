@@ -12,7 +12,7 @@ from fastdistill.derivatives.plan import Batching, Path, choose_batching, forwar
 from fastdistill.loop.environment import memory_limit
 from fastdistill.loop.memory import step_forecast
 from fastdistill.loop.sizes import Sizes
-from fastdistill.method_configs import ImplicitConfig, TrajectoryConfig, UnrolledConfig
+from fastdistill.method_configs import DistributionConfig, ImplicitConfig, TrajectoryConfig, UnrolledConfig
 from fastdistill.students.ensemble import student_module
 
 # Of all memory the machine has, not of what happens to be free: two processes with one configuration plan alike, and
@@ -148,6 +148,8 @@ def _images(config: RunConfig, num_classes: int) -> _Images:
         return _Images(1, batch, batch, batch)
     if isinstance(method, ImplicitConfig):
         return _Images(1, method.real_batch, synthetic, synthetic)
+    if isinstance(method, DistributionConfig):  # the classes are one batch
+        return _Images(1, num_classes * method.real_batch, synthetic, synthetic)
     groups = num_classes if method.per_class else 1
     pooled = num_classes // groups
     return _Images(groups, pooled * method.real_batch, pooled * config.ipc, min(synthetic, method.inner_batch))

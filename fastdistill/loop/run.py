@@ -40,7 +40,7 @@ from fastdistill.loop.setup import (
 )
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
-from fastdistill.method_configs import MatchingConfig, TrajectoryConfig
+from fastdistill.method_configs import DistributionConfig, MatchingConfig, TrajectoryConfig
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 
@@ -135,9 +135,10 @@ def _run(
     torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     train, validation = data.train.subset(kept).to(device), data.train.subset(held_out).to(device)
-    if isinstance(config.method, MatchingConfig) and min(train.class_sizes) < config.method.real_batch:
+    recipe = config.method
+    if isinstance(recipe, MatchingConfig | DistributionConfig) and min(train.class_sizes) < recipe.real_batch:
         progress.say(
-            f"real batches have {min(train.class_sizes)} images of every class, not {config.method.real_batch}: the "
+            f"real batches have {min(train.class_sizes)} images of every class, not {recipe.real_batch}: the "
             f"smallest class, {train.class_names[train.class_sizes.index(min(train.class_sizes))]}, has no more"
         )
     if isinstance(config.method, TrajectoryConfig):  # before there is a folder, and not at the first step

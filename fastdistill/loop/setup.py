@@ -17,6 +17,7 @@ from fastdistill.config import RunConfig
 from fastdistill.data.class_index import one_class
 from fastdistill.data.sampler import class_batches, effective_batch
 from fastdistill.data.store import ImageStore
+from fastdistill.derivatives.embedding import Embedding
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.plan import Batching, choose_batching, forward_cost
@@ -27,6 +28,7 @@ from fastdistill.loop.limits import Limited
 from fastdistill.loop.outer import Method, State
 from fastdistill.method_configs import (
     PAD_CROP_FLIP,
+    DistributionConfig,
     ImplicitConfig,
     MatchingConfig,
     MethodConfig,
@@ -34,6 +36,7 @@ from fastdistill.method_configs import (
     UnrolledConfig,
 )
 from fastdistill.methods import trajectory
+from fastdistill.methods.distribution import DistributionMatching, Embeddings
 from fastdistill.methods.implicit import Implicit, initial_labels
 from fastdistill.methods.matching import Batch, GradientMatching
 from fastdistill.methods.primitives import Primitives
@@ -85,7 +88,7 @@ def beside_images(config: RunConfig, classes: int, *, dtype: torch.dtype, device
 
 def make_descent(method: MethodConfig) -> Descent:
     """The outer optimiser of a method."""
-    if isinstance(method, MatchingConfig):
+    if isinstance(method, MatchingConfig | DistributionConfig):
         return Momentum(rates={"images": method.image_learning_rate}, momentum=method.image_momentum)
     if isinstance(method, UnrolledConfig):
         adam = Adam(
@@ -147,6 +150,20 @@ def make_method(
             config.method,
             ensemble,
             primitives,
+            _by_class(config, plan, train),
+            labels,
+            runs=config.runs,
+            students=config.students,
+            chunk=plan.chunk,
+            seed=config.seed,
+        )
+    if isinstance(config.method, DistributionConfig):
+        return DistributionMatching(
+            config.method,
+            ensemble,
+            Embeddings(
+                real=Embedding(ensemble.module, plan.real), synthetic=Embedding(ensemble.module, plan.synthetic)
+            ),
             _by_class(config, plan, train),
             labels,
             runs=config.runs,
@@ -322,6 +339,7 @@ def as_distilled(
 ) -> Distilled:
     """The artefact of what is learned."""
     method, soft = config.method, labels_of(config, learned, train)
+    shown_through = isinstance(method, MatchingConfig | TrajectoryConfig | DistributionConfig)
     return Distilled(
         images=learned["images"].flatten(1, 2).float().cpu(),
         labels=(
@@ -332,8 +350,8 @@ def as_distilled(
         class_names=train.class_names,
         normalization=train.normalization.to("cpu"),
         dataset=dataset,
-        augmentation=method.augmentation if isinstance(method, MatchingConfig | TrajectoryConfig) else "none",
-        align_corners=method.align_corners if isinstance(method, MatchingConfig | TrajectoryConfig) else True,
+        augmentation=method.augmentation if shown_through else "none",
+        align_corners=method.align_corners if shown_through else True,
         unit=train.unit,
         pixel_range=train.pixel_range,
         config_hash=digest,

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from fastdistill.augmentation import dsa
 from fastdistill.derivatives.functional import Buffers, Functional
 from fastdistill.derivatives.locate import first_nonfinite
 from fastdistill.draws import Purpose
 from fastdistill.method_configs import MatchingConfig
-from fastdistill.methods.outer_gradient import OuterGradient, masked, per_finite_student, runs_of
+from fastdistill.methods.outer_gradient import OuterGradient, masked, per_finite_student
 from fastdistill.methods.primitives import Primitives
+from fastdistill.methods.siamese import Siamese
 from fastdistill.students.ensemble import Ensemble, Students
 from fastdistill.students.training import Training, image_fetch, train_students
 from fastdistill_kernels import RowTable, match
@@ -140,6 +139,7 @@ class GradientMatching:
         self.strategy = dsa.Strategy.parse(config.augmentation, align_corners=config.align_corners)
         self._config, self._ensemble, self._primitives, self._sample = config, ensemble, primitives, sample
         self._labels, self._seed, self._chunk, self._per_run = labels, seed, chunk, students
+        self._siamese = Siamese(self.strategy, classes=labels.shape[0], per_run=students, seed=seed)
         self._indices = torch.arange(runs * students, device=labels.device)
 
     def fresh(self, step: int) -> Students:
@@ -188,59 +188,30 @@ class GradientMatching:
     def _chunk_gradient(
         self, images: Tensor, students: Students, start: int, step: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        indices = students.indices
-        draw = self._siamese(indices, step)
-
-        def seen(images: Tensor) -> Tensor:
-            own = torch.cat(
-                [
-                    images[run].expand(count, *images.shape[1:])
-                    for run, count in runs_of(start, len(indices), self._per_run)
-                ]
-            )
-            return own if draw is None else dsa.augment(own, self.strategy, draw)
-
-        real = self._real(indices, step, draw)
-        if draw is None and images.shape[0] == 1:
-            # images of one run that nothing augments are the same for all students and get no student axis
-            view: Tensor = images[0]
-            pull: Callable[[Tensor], Tensor] = partial(torch.sum, dim=0, keepdim=True)
-        else:
-            pulled = vjp(seen, images)
-            view, pull = pulled[0], lambda cotangent: pulled[1](cotangent)[0]
+        draw = self._siamese.draw(step, students.indices)
+        shown, pull = self._siamese.synthetic(images, start, len(students.indices), draw)
         loss, cotangent = matching_cotangent(
             self._primitives.real,
             self._primitives.synthetic,
             students.weights,
             students.buffers,
-            real,
-            Batch(images=view, labels=self._labels),
+            self._real(students.indices, step, draw),
+            Batch(images=shown, labels=self._labels),
             self.matching,
         )
         finite = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()  # a sum is finite where its terms are
         return pull(masked(cotangent, finite)), loss, finite
 
-    def _siamese(self, indices: Tensor, step: int) -> dsa.Draw | None:
-        if not self.strategy.operations:
-            return None
-        return dsa.draw_siamese(
-            self.strategy, seed=self._seed, step=step, students=indices, groups=self._labels.shape[0]
-        )
-
     def _real(self, indices: Tensor, step: int, draw: dsa.Draw | None) -> Batch:
         real = self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch)
-        if draw is None:
-            return real
-        return Batch(images=dsa.augment(real.images, self.strategy, draw), labels=real.labels)
+        return Batch(images=self._siamese.seen(real.images, draw), labels=real.labels)
 
     def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
         """Where a student of ``students``, as it began a step, stopped being finite in it; see `first_nonfinite`."""
         own = self.prepare(learned, students.some(slice(student, student + 1)), step)
-        draw = self._siamese(own.indices, step)
+        draw = self._siamese.draw(step, own.indices)
         run = student // self._per_run
-        synthetic = learned["images"][run : run + 1]
-        if draw is not None:
-            synthetic = dsa.augment(synthetic, self.strategy, draw)
+        synthetic = self._siamese.seen(learned["images"][run : run + 1], draw)
         real = self._real(own.indices, step, draw)
         return first_nonfinite(
             self._ensemble.module,
