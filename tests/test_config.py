@@ -12,7 +12,7 @@ import yaml
 
 from fastdistill import config
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, preset_path, presets
-from fastdistill.method_configs import METHODS, TrajectoryConfig, UnrolledConfig, matching_recipe
+from fastdistill.method_configs import METHODS, DistributionConfig, TrajectoryConfig, UnrolledConfig, matching_recipe
 
 SETS = ("mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
 CELLS = [(method, source, ipc) for method in ("dc", "dsa") for source in SETS for ipc in (1, 10, 50)]
@@ -93,6 +93,30 @@ def test_a_cell_of_dataset_distillation_holds_the_published_recipe(name: str) ->
     assert run.method.steps % run.evaluation.validation_every == run.method.steps % run.checkpoint_every == 0
     head = preset_path(f"dd/{name}").read_text(encoding="utf-8")
     assert "Wang" in head and " % " in head.replace("%.", "% ")
+
+
+DM_SOURCES = ("mnist", "fashionmnist", "svhn", "cifar10", "cifar100", "tiny")
+
+
+@pytest.mark.parametrize("ipc", [1, 10, 50])
+@pytest.mark.parametrize("source", DM_SOURCES)
+def test_a_cell_of_distribution_matching_holds_the_published_recipe(source: str, ipc: int) -> None:
+    run = load(f"dm/{source}-{ipc}")
+    digits = source in ("mnist", "svhn")
+    assert run.method == DistributionConfig(
+        steps=20_000,
+        real_batch=256,
+        start="real",
+        image_learning_rate=1.0,
+        image_momentum=0.5,
+        augmentation=f"color_crop_cutout_{'' if digits else 'flip_'}scale_rotate",
+    )
+    assert run.student == StudentConfig(depth=4 if source == "tiny" else 3)
+    assert run.data == DataConfig(source="folder:data/tiny-imagenet" if source == "tiny" else source)
+    assert run.evaluation.protocol == "dsa"
+    assert (run.name, run.ipc, run.students, run.runs) == (f"dm-{source}-{ipc}", ipc, 1, 1)
+    head = preset_path(f"dm/{source}-{ipc}").read_text(encoding="utf-8")
+    assert "(DM): Zhao and Bilen" in head and f", {ipc} image" in head and " % " in head.replace("%.", "% ")
 
 
 # T, expert epochs, start epochs, batch, learning rates of images and step size, step size, whitened, depth, students

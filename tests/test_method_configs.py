@@ -8,6 +8,7 @@ import pytest
 
 from fastdistill.method_configs import (
     METHODS,
+    DistributionConfig,
     ImplicitConfig,
     MatchingConfig,
     TrajectoryConfig,
@@ -54,6 +55,17 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (MatchingConfig, {"image_learning_rate": float("inf")}, "expected a positive, finite image_learning_rate, got inf"),
     (MatchingConfig, {"inner_learning_rate": -1.0}, "expected a positive, finite inner_learning_rate, got -1.0: raise"),
     (MatchingConfig, {"kind": "unrolled"}, "expected the kind matching of these settings, got 'unrolled': leave"),
+    (DistributionConfig, {"kind": "matching"}, "expected the kind distribution of these settings, got 'matching': le"),
+    (DistributionConfig, {"start": "unit"}, "expected start among noise, real, got 'unit': choose one of these"),
+    (DistributionConfig, {"steps": 0}, "expected steps of at least 1, got 0: raise it"),
+    (DistributionConfig, {"real_batch": 0}, "expected real_batch of at least 1, got 0: raise it"),
+    (DistributionConfig, {"image_momentum": 1.0}, "expected image_momentum in [0, 1), got 1.0"),
+    (DistributionConfig, {"image_learning_rate": 0.0}, "expected a positive, finite image_learning_rate, got 0.0: rai"),
+    (
+        DistributionConfig,
+        {"augmentation": "crop_blur"},
+        "expected augmentation of color, crop, cutout, flip, scale, rot",
+    ),
     (UnrolledConfig, {"kind": "matching"}, "expected the kind unrolled of these settings, got 'matching': leave"),
     (UnrolledConfig, {"optimizer": "adm"}, "expected optimizer among sgd, momentum, adam, got 'adm': did you mean"),
     (UnrolledConfig, {"batches": 0}, "expected batches of at least 1, got 0: raise it"),
