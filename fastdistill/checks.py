@@ -21,10 +21,12 @@ def of_kind(kind: str, value: str) -> None:
 
 
 def at_least(low: float, **values: float) -> None:
-    """Refuses named values below a bound."""
+    """Refuses named values below a bound, and infinite ones."""
     for name, value in values.items():
         if not value >= low:
             raise ValueError(f"expected {name} of at least {low}, got {value}: raise it")
+        if value == float("inf"):
+            raise ValueError(f"expected a finite {name}, got {value}: lower it")
 
 
 def at_most(high: float, **values: float) -> None:

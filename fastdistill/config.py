@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdistill.checks import at_least, at_most, one_of
-from fastdistill.method_configs import MatchingConfig, MethodConfig, UnrolledConfig
+from fastdistill.method_configs import MatchingConfig, MethodConfig, TrajectoryConfig, UnrolledConfig
 
 PRESETS = Path(__file__).parent / "presets"
 SOURCES = ("digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
@@ -194,6 +194,11 @@ class RunConfig:
             raise ValueError(
                 "expected the protocol own for images that are learned with rates of their own, and only for unrolled "
                 f"training, got {protocol} for the method {method.kind}: change evaluation.protocol"
+            )
+        if isinstance(method, TrajectoryConfig) and self.student.initialization != "fresh":
+            raise ValueError(
+                "expected the student's initialization to be fresh for trajectory matching, whose students start from "
+                f"experts, got {self.student.initialization}: leave it out"
             )
         at_most(2**63 - 1, seed=self.seed)
         at_most(4096, threads=self.threads)

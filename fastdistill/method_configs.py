@@ -235,7 +235,7 @@ class TrajectoryConfig:
         max_start_epoch: starts are drawn below this epoch.
         batch: synthetic images per step, shuffled by every student for itself; 0 for all.
         gradient: exact (MTT), or tesla, which drops all terms that cross steps.
-        halved: with tesla, half of its gradient of the images, as in the published results.
+        halved: with tesla, half of its gradient of images and learned labels, as in the published results.
         start: what the images start from: real, noise or unit (noise of length 1 an image).
         labels: hard, learned (rows, from one-hot ones, none below zero) or expert: what the target expert says of the
             images as they are; images are then kept and judged with the mean of what all experts say.

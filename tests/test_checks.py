@@ -31,6 +31,8 @@ def test_bounds_are_part_of_what_they_allow() -> None:
 
 
 def test_what_is_no_number_is_within_no_bound() -> None:
+    with pytest.raises(ValueError, match=r"^expected a finite decay, got inf: lower it$"):
+        at_least(0, decay=math.inf)
     for check in (at_least, at_most):
         with pytest.raises(ValueError, match="expected rate of at "):
             check(0, rate=math.nan)

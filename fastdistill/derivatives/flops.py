@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 
@@ -55,3 +56,22 @@ def flops(operator: Any, arguments: Sequence[Any], named: Mapping[str, Any], res
     """
     formula = FORMULAS.get(getattr(operator, "overloadpacket", None))
     return 0 if formula is None else int(formula(*arguments, **named, out_val=result))
+
+
+class Counted(TorchDispatchMode):
+    """Counts those of all operators that run while it is entered; the operators themselves are not touched.
+
+    Attributes:
+        flops: so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.flops += flops(func, args, kwargs or {}, result)
+        return result

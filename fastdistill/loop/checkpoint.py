@@ -73,7 +73,7 @@ def save_checkpoint(
         best: the selected images, saved with it.
         plan: how it was computed.
         config_hash: of the run's configuration.
-        data_hash: of the real images.
+        data_hash: of what it learns from: the real images, and experts where it follows such.
         elapsed_s: wall-clock time of the run so far.
 
     Raises:
@@ -121,10 +121,11 @@ def load_checkpoint(folder: Path, config_hash: str, data_hash: str) -> Checkpoin
     Args:
         folder: the run's checkpoint folder.
         config_hash: of the run's configuration.
-        data_hash: of the real images.
+        data_hash: of what the run learns from, as it was saved.
 
     Raises:
-        ValueError: when the checkpoint is sound but of another configuration, other images or another version.
+        ValueError: when the checkpoint is sound but of another configuration, other images or experts, or another
+            version.
     """
     folders = _folders(folder)
     for path in reversed(folders):
@@ -142,8 +143,8 @@ def load_checkpoint(folder: Path, config_hash: str, data_hash: str) -> Checkpoin
             _log.warning("checkpoint %s is damaged (%s): falling back to the one before", path, error)
             continue
         raise ValueError(
-            f"expected a checkpoint of this configuration, these real images and this version ({expected}) in {path}, "
-            f"got {found}: choose another --name, or remove the run folder"
+            f"expected a checkpoint of this configuration, these real images (and experts) and this version "
+            f"({expected}) in {path}, got {found}: choose another --name, or remove the run folder"
         )
     if folders:
         _log.warning("no checkpoint in %s is sound: starting again from step 0", folder)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from fastdistill.config import RunConfig
 from fastdistill.loop.counting import training, whole_step
 from fastdistill.loop.sizes import Sizes
-from fastdistill.method_configs import MatchingConfig, UnrolledConfig
+from fastdistill.method_configs import MatchingConfig, TrajectoryConfig, UnrolledConfig
+from fastdistill.methods.trajectory import batch_sizes
 
 if TYPE_CHECKING:
     from fastdistill.loop.plan import Plan
@@ -25,6 +26,8 @@ def step_flops(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
         found = _matching(config, recipe, plan, sizes)
     elif isinstance(recipe, UnrolledConfig):
         found = _unrolled(config, recipe, plan, sizes)
+    elif isinstance(recipe, TrajectoryConfig):
+        found = _trajectory(config, recipe, plan, sizes)
     else:
         found = whole_step(config, plan, sizes).flops
     return round(found * students)
@@ -73,3 +76,23 @@ def _unrolled(config: RunConfig, recipe: UnrolledConfig, plan: Plan, sizes: Size
     if recipe.intermediate_every:
         found += (length - 1) // recipe.intermediate_every * (of(0, 2, every=1) - two)
     return found
+
+
+def _trajectory(config: RunConfig, recipe: TrajectoryConfig, plan: Plan, sizes: Sizes) -> float:
+    """A step by what each of its inner steps takes for an image, from trainings of one and two steps on all images."""
+
+    def of(steps: int, *, keep: int = 1, labels: str = "hard") -> int:
+        short = replace(  # without what takes long to count and has no convolution or matrix product
+            recipe, inner_steps=steps, batch=0, keep=keep, storage="same", labels=labels, augmentation="none"
+        )
+        return whole_step(replace(config, method=short), plan, sizes).flops
+
+    images = len(sizes.classes) * config.ipc
+    one, two = of(1), of(2)
+    gradient = of(2, keep=2) - two
+    counts = batch_sizes(recipe, images)
+    first, *later = counts
+    # steps that are run a second time: all but the last of those between two stored ones
+    again = [count for step, count in enumerate(counts[:-1]) if (step + 1) % recipe.keep]
+    labelling = of(1, labels="expert") - one if recipe.labels == "expert" else 0
+    return labelling + (one * first + (two - one) * sum(later) + gradient * sum(again)) / images

@@ -102,7 +102,8 @@ def _judged(
         buffers = initial_buffers(module, students, dtype=dtype, device=META)
         with suppress(_Enough):
             if replay is not None:
-                replay_students(trainer, weights, buffers, some, replay.spread(students // config.runs))
+                spread = replay.spread(students // config.runs)
+                replay_students(trainer, weights, buffers, some, spread, augment=rules.augment(0, indices))
                 raise _Enough
             train_students(
                 trainer,
@@ -129,9 +130,16 @@ def _replay(config: RunConfig, classes: int) -> Replay | None:
     method = config.method
     if config.evaluation.protocol != "own" or not isinstance(method, UnrolledConfig):
         return None
-    shape = (method.inner_steps, method.batch(classes, config.ipc))
-    order = torch.empty(shape, dtype=torch.int64, device=META)
-    return Replay(rates=torch.empty(config.runs, method.inner_steps, device=META), order=order)
+    shape, each = (method.inner_steps, method.batch(classes, config.ipc)), (config.runs, method.inner_steps)
+    return Replay(
+        rates=torch.empty(each, device=META),
+        order=torch.empty(shape, dtype=torch.int64, device=META),
+        optimizer=method.optimizer,
+        momenta=None if method.optimizer == "sgd" else torch.empty(each, device=META),
+        decay=method.inner_decay,
+        augmentation=method.augmentation,
+        align_corners=method.align_corners,
+    )
 
 
 def _protocol(config: RunConfig, classes: int) -> Protocol:

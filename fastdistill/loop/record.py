@@ -18,7 +18,7 @@ from fastdistill.evaluation.arms import Judge
 from fastdistill.failures import RunFailed
 from fastdistill.files import write_whole
 from fastdistill.loop.checkpoint import save_checkpoint
-from fastdistill.loop.environment import peak_memory_mb
+from fastdistill.loop.environment import peak_memory_mb, release_freed_memory
 from fastdistill.loop.guard import Guard
 from fastdistill.loop.memory import Forecast
 from fastdistill.loop.metrics import MetricsLog
@@ -61,7 +61,7 @@ class Recorder:
         say: takes messages.
         as_artefact: makes the artefact of what is learned.
         config_hash: of the configuration.
-        data_hash: of the real images.
+        data_hash: of the real images, and of the experts that are followed.
         elapsed_s: wall-clock time of the run before this start.
         state: the state it starts from.
         best: the images selected before this start.
@@ -97,6 +97,7 @@ class Recorder:
         self._remark = ""
         self._values: dict[str, Tensor] = {}  # the newest of every name since the last line
         self._warns: Warns | None = method if isinstance(method, Warns) else None
+        self._warned: set[str] = set()
 
     def after_step(self, before: State, state: State, found: Step, plan: Plan, *, last: bool, advance: Advance) -> None:
         """Logs, selects, pictures and saves as often as the configuration says, and at the last step of this start.
@@ -173,7 +174,8 @@ class Recorder:
             "steps": state.step,
             "distill_s": self._elapsed(),
             "step_s": step_s,
-            "step_flops": flops,  # predicted
+            "step_flops": flops,  # predicted, the mean of all steps
+            "counted_flops": self._metrics.median("perf/step_flops"),  # of the first step of a start
             "flops_per_s": flops / step_s if step_s else None,
             "distill_peak_mb": peak,
             "peak_mb": peak,
@@ -215,6 +217,7 @@ class Recorder:
             self._board.close()
 
     def _draw(self, table: Mapping[str, Any]) -> None:
+        release_freed_memory()  # what distilling and judging left would stand beside what drawing takes
         # matplotlib and jinja2 take longer to import than a small run takes for a step, so they wait until here
         from fastdistill.report.curves import save_curves
         from fastdistill.report.metrics import read_metrics
@@ -260,8 +263,10 @@ class Recorder:
         }
         self._write(step, line)
         if self._warns is not None and (sentence := self._warns.warning(line)):
-            self._note(step - 1, sentence)
-            self._warns = None  # once is enough
+            about = " ".join(sentence.split()[:4])  # of the same thing once is enough, whatever its figures
+            if about not in self._warned:
+                self._note(step - 1, sentence)
+            self._warned.add(about)
         return line["outer/loss"]
 
     def _select(self, state: State) -> None:

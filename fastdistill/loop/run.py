@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from fastdistill.config import RunConfig
 from fastdistill.data.sources import RealData, load_source
 from fastdistill.data.split import stratified_split
+from fastdistill.derivatives.flops import Counted
 from fastdistill.evaluation.arms import Judge
 from fastdistill.failures import Stopped
 from fastdistill.files import append, held, sweep, write_whole
@@ -40,7 +42,13 @@ from fastdistill.loop.setup import (
 )
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
-from fastdistill.method_configs import DistributionConfig, MatchingConfig, TrajectoryConfig
+from fastdistill.method_configs import (
+    DistributionConfig,
+    ImplicitConfig,
+    MatchingConfig,
+    TrajectoryConfig,
+    UnrolledConfig,
+)
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
 
@@ -123,8 +131,11 @@ def _run(
     data = data or load_source(
         config.data.source, root=config.data.root, download=config.data.download, zca=config.data.zca
     )
-    images_hash = data_hash(data)
-    loaded = load_checkpoint(folder / "checkpoints", digest, images_hash)
+    learned_from = data_hash(data)
+    if isinstance(config.method, TrajectoryConfig):  # before there is a folder, and not at the first step
+        seen = seen_hash(data, config.data.validation_fraction, config.seed)
+        learned_from += f"+{open_experts(config, data.train, data_hash=seen).identity}"  # it learns from these too
+    loaded = load_checkpoint(folder / "checkpoints", digest, learned_from)
     sizes = Sizes.of(data)
     plan = loaded.plan if loaded else make_plan(config, sizes.shape, len(sizes.classes), sizes=sizes)
     device = _device_of(plan, resumed=loaded is not None)
@@ -136,13 +147,13 @@ def _run(
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     train, validation = data.train.subset(kept).to(device), data.train.subset(held_out).to(device)
     recipe = config.method
+    if isinstance(recipe, UnrolledConfig | ImplicitConfig) and len(train) < recipe.real_batch:
+        progress.say(f"real batches have all {len(train)} training images, not {recipe.real_batch}: there are no more")
     if isinstance(recipe, MatchingConfig | DistributionConfig) and min(train.class_sizes) < recipe.real_batch:
         progress.say(
             f"real batches have {min(train.class_sizes)} images of every class, not {recipe.real_batch}: the "
             f"smallest class, {train.class_names[train.class_sizes.index(min(train.class_sizes))]}, has no more"
         )
-    if isinstance(config.method, TrajectoryConfig):  # before there is a folder, and not at the first step
-        open_experts(config, train, data_hash=seen_hash(data, config.data.validation_fraction, config.seed))
     state, best, elapsed = initial_state(config, plan, train), None, 0.0
     if loaded:
         state, best, elapsed = loaded.state.to(device), loaded.best and loaded.best.to(device), loaded.elapsed_s
@@ -174,18 +185,19 @@ def _run(
         say=progress.say,
         as_artefact=lambda learned: as_distilled(config, learned, train, data.name, digest),
         config_hash=digest,
-        data_hash=images_hash,
+        data_hash=learned_from,
         elapsed_s=elapsed,
         state=state,
         best=best,
     )
-    steps = config.method.steps
+    steps, first = config.method.steps, state.step
     end = steps if stop_after is None else min(steps, stop_after)
     with progress.stage("distilling", steps, state.step) as advance, stop.deferred():
         while state.step < end and not stop.asked:
 
             def attempt(plan: Plan, state: State = state) -> tuple[State, Step]:
-                return outer_step(make(plan), descent, state, masked_share=config.max_masked_share)
+                step = partial(outer_step, make(plan), descent, state, masked_share=config.max_masked_share)
+                return _counted(step) if state.step == first else step()
 
             plan, (following, found) = retrying(plan, attempt, progress.say)
             before, state = state, following
@@ -198,7 +210,7 @@ def _run(
         raise Stopped(stop.asked)
     if state.step < steps:
         return None
-    result = recorder.finish(state, arms := _arms(folder, digest, images_hash))
+    result = recorder.finish(state, arms := _arms(folder, digest, learned_from))
     if judge:
         measured: list[dict[str, Any]] = []
         for arm in judging.arms(state.learned, recorder.candidate(state), progress, arms):
@@ -237,10 +249,18 @@ def _finished(folder: Path, digest: str, progress: Silent) -> Result | None:
         return None
 
 
-def _arms(folder: Path, digest: str, images_hash: str) -> list[dict[str, Any]]:
+def _arms(folder: Path, digest: str, learned_from: str) -> list[dict[str, Any]]:
     """The arms that an interrupted judgement of the same run on the same images has measured."""
     table = _table(folder, digest)
-    return list(table["arms"]) if table.get("data_hash") == images_hash else []
+    return list(table["arms"]) if table.get("data_hash") == learned_from else []
+
+
+def _counted(step: Callable[[], tuple[State, Step]]) -> tuple[State, Step]:
+    """A step, and among its values the operations that it took; counting slows the host down, so one step has to do."""
+    with Counted() as counted:
+        state, found = step()
+    flops = torch.tensor(counted.flops, dtype=torch.float64)
+    return state, replace(found, values={**found.values, "perf/step_flops": flops})
 
 
 def _write_environment(folder: Path) -> None:

@@ -211,7 +211,7 @@ def make_method(
     )
 
 
-def open_experts(config: RunConfig, train: ImageStore, *, data_hash: str | None = None) -> trajectory.Experts:
+def open_experts(config: RunConfig, train: ImageStore, *, data_hash: str | None = None) -> Experts:
     """The experts of trajectory matching.
 
     Args:

@@ -150,8 +150,9 @@ class Implicit:
 
     The Hessians of real students are indefinite, so the series is a truncated preconditioner, not an inverse; see the
     module. What became of the system is logged as means over the finite students: ``implicit/residual``,
-    ``implicit/steps``, ``implicit/negative_curvature`` (the share of students that met any) and, where it is
-    estimated, ``implicit/eigenvalue``, the eigenvalue of largest magnitude of all students, with its sign.
+    ``implicit/steps``, ``implicit/negative_curvature`` (the share of students that met any), with the worst of
+    them, ``implicit/residual_max``; and, where eigenvalues of largest magnitude are estimated, each with its sign,
+    ``implicit/eigenvalue_max`` and ``implicit/eigenvalue_min`` of all students.
 
     Args:
         config: the recipe.
@@ -254,9 +255,9 @@ class Implicit:
 
     def warning(self, values: Mapping[str, float]) -> str | None:
         """What is wrong with the series' ``α``, as far as logged values tell; see `alpha_warning`."""
-        if self._config.solver != "neumann" or "implicit/eigenvalue" not in values:
+        if self._config.solver != "neumann" or "implicit/eigenvalue_max" not in values:
             return None
-        return alpha_warning(self._config.alpha, [values["implicit/eigenvalue"]])
+        return alpha_warning(self._config.alpha, [values["implicit/eigenvalue_max"], values["implicit/eigenvalue_min"]])
 
     def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
         """Where a student, as it began a step, stopped being finite in it; see `first_nonfinite`."""
@@ -350,13 +351,14 @@ def _figures(systems: list[Solution], eigenvalues: list[Tensor], finite: Tensor)
     def mean(values: list[Tensor]) -> Tensor:
         return torch.where(finite, torch.cat(values).to(systems[0].residual.dtype), 0).sum() / count
 
+    residual = torch.cat([system.residual for system in systems])
     figures = {
-        "implicit/residual": mean([system.residual for system in systems]),
+        "implicit/residual": mean([residual]),
+        "implicit/residual_max": torch.where(finite, residual, 0).max(),
         "implicit/negative_curvature": mean([system.negative_curvature for system in systems]),
         "implicit/steps": mean([system.steps for system in systems]),
     }
     if eigenvalues:
         sound = torch.where(finite, torch.cat(eigenvalues), 0)
-        largest, least = sound.max(), sound.min()
-        figures["implicit/eigenvalue"] = torch.where(largest >= -least, largest, least)
+        figures |= {"implicit/eigenvalue_max": sound.max(), "implicit/eigenvalue_min": sound.min()}
     return figures

@@ -64,6 +64,13 @@ def orders(config: TrajectoryConfig, images: int) -> int:
     return 0 if config.batch in (0, images) else -(-config.inner_steps // -(-images // config.batch))
 
 
+def batch_sizes(config: TrajectoryConfig, images: int) -> list[int]:
+    """Images of each of the ``T`` inner steps, of ``N`` in all; see `minibatches`."""
+    rest = images % config.batch if config.batch else 0
+    order = [images] if not orders(config, images) else [rest] * (rest > 0) + [config.batch] * (images // config.batch)
+    return [order[step % len(order)] for step in range(config.inner_steps)]
+
+
 def minibatches(config: TrajectoryConfig, images: int, *, seed: int, step: int, students: Tensor) -> list[Tensor]:
     """Which of the ``N`` images each inner step takes: pieces of random orders, every student's own.
 

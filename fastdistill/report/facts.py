@@ -77,6 +77,11 @@ def step_flops(run: RunFolder) -> float | None:
     return number(run.results.get("step_flops"))
 
 
+def counted_flops(run: RunFolder) -> float | None:
+    """Those that were counted while the first step ran."""
+    return number(run.results.get("counted_flops"))
+
+
 def flops_per_second(run: RunFolder) -> float | None:
     """These by the median time of one step."""
     return number(run.results.get("flops_per_s"))

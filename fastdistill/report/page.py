@@ -105,6 +105,7 @@ def _performance(run: RunFolder) -> list[tuple[str, str]]:
         ("one step", duration(facts.step_seconds(run))),
         ("students per second", MISSING if students is None else f"{students:.1f}"),
         ("operations of a step, predicted", operations(facts.step_flops(run))),
+        ("operations of the first step, counted", operations(facts.counted_flops(run))),
         ("operations per second", rate(facts.flops_per_second(run))),
         ("peak memory, distilling", megabytes(facts.peak_mb(run))),
         ("peak memory, predicted", megabytes(facts.predicted_peak_mb(run))),

@@ -42,7 +42,9 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
     step = "" if results["step_s"] is None else f" of {1000 * results['step_s']:.0f} ms"
     flops = ""
     if "step_flops" in results:  # a run that an older version finished has none
-        flops = f"; {operations(results['step_flops'])} a step, {rate(results['flops_per_s'])}"
+        counted = operations(results.get("counted_flops"))
+        predicted, speed = operations(results["step_flops"]), rate(results["flops_per_s"])
+        flops = f"\n{counted} in the first step, predicted {predicted} a step, {speed}"
     console.print(
         f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step})\n"
         f"peak memory {results['peak_mb']:.0f} MB, predicted {results['predicted_peak_mb']:.0f} MB{flops}",

@@ -9,6 +9,7 @@ Letters: ``E`` experts, ``K`` epochs of each, ``P`` parameters with padding, ``S
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from dataclasses import dataclass
@@ -102,6 +103,11 @@ class Experts:
     def epochs(self) -> int:
         """``K``."""
         return self.weights.shape[1] - 1
+
+    @property
+    def identity(self) -> str:
+        """What tells these weights from others', from their sums: 16 hexadecimal digits."""
+        return hashlib.sha256(self.sums.numpy().data).hexdigest()[:16]
 
     def check(self, *, layout: Layout, student: StudentConfig, data_hash: str, zca: bool) -> None:
         """Refuses experts of another network or of other images.

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdistill.derivatives.flops import convolution_backward
+from fastdistill.derivatives.flops import Counted, convolution_backward
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.memory import Ledger, trace
 from fastdistill.derivatives.plan import Batching, Path
@@ -92,3 +92,15 @@ def test_matrix_products_count_and_the_rest_does_not():
     left, right = torch.zeros(3, 4), torch.zeros(4, 5)
     assert trace(lambda x, y: (x @ y).exp().sum(), left, right).flops == 2 * 3 * 4 * 5
     assert trace(lambda x: (x * x).sum(), left).flops == 0
+
+
+def test_counting_a_program_leaves_its_bits_alone():
+    images, weight = torch.randn(3, 2, 8, 8), torch.randn(4, 2, 3, 3, requires_grad=True)
+
+    def program():
+        return torch.autograd.grad(conv2d(images, weight).square().sum(), weight)[0]
+
+    expected = program()
+    with Counted() as counted:
+        assert torch.equal(program(), expected)
+    assert counted.flops == ledger_counts(program) > 0

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
+from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Ledger
 from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.loop.flops import step_flops
@@ -13,8 +15,10 @@ from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.setup import initial_state, make_descent, make_method
 from fastdistill.loop.sizes import Sizes
-from fastdistill.method_configs import UnrolledConfig, matching_recipe
+from fastdistill.method_configs import TrajectoryConfig, UnrolledConfig, matching_recipe
 from fastdistill.methods.unrolled import window
+from fastdistill.students.ensemble import student_module
+from tests.experts import wandering_experts
 
 BATCHINGS = {
     "vmap": Batching(path=Path.VMAP, piece=100, students=100),
@@ -89,6 +93,32 @@ def test_a_training_takes_what_was_predicted(digits, changes):
     """The mean over a run that takes every place of its window once."""
     predicted, counted = predicted_and_counted(config(unrolled(**changes)), digits, changes.get("steps", 1))
     assert predicted == pytest.approx(counted, abs=1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"inner_steps": 1},
+        {"batch": 8, "keep": 3},
+        {"batch": 8, "inner_steps": 7, "labels": "expert"},
+        {"gradient": "tesla", "halved": True, "labels": "learned", "keep": 5},
+        {"storage": "bfloat16", "augmentation": "flip_rotate"},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_a_stretch_of_a_trajectory_takes_what_was_predicted(digits, changes, batching):
+    method = TrajectoryConfig(**{"inner_steps": 5, "augmentation": "none", **changes})
+    settings, sizes = config(method), Sizes.of(digits)
+    plan = make_plan(settings, sizes.shape, 10, sizes=sizes)
+    plan = replace(plan, real=BATCHINGS[batching], synthetic=BATCHINGS[batching], training=BATCHINGS[batching])
+    layout = Layout.of(student_module(settings.student, sizes.shape, 10))
+    experts = wandering_experts(layout, experts=2, epochs=4, seed=1, dtype=torch.float32)
+    outer, descent = make_method(settings, plan, digits.train, experts=experts), make_descent(method)
+    with Ledger() as ledger:
+        outer_step(outer, descent, initial_state(settings, plan, digits.train))
+    assert step_flops(settings, plan, sizes) == pytest.approx(ledger.flops, abs=1)
 
 
 def test_a_random_window_takes_the_mean_of_its_places(digits):

@@ -112,7 +112,7 @@ def test_an_alpha_that_diverges_is_said_once(tmp_path, digits):
     assert "got 30, with which the series diverges: choose" in sentences[0]
     lines = metrics(tmp_path)
     assert [line["step"] for line in lines if "alpha" in line.get("note", "")] == [0]
-    eigenvalue = next(line["implicit/eigenvalue"] for line in lines if "implicit/eigenvalue" in line)
+    eigenvalue = next(line["implicit/eigenvalue_max"] for line in lines if "implicit/eigenvalue_max" in line)
     assert 30 * eigenvalue >= 2
     told = Told()
     run(replace(config(tmp_path, steps=1, alpha=0.001), name="small"), digits, progress=told, judge=False)
@@ -122,7 +122,7 @@ def test_an_alpha_that_diverges_is_said_once(tmp_path, digits):
 def test_an_estimate_between_two_lines_reaches_the_next_one(tmp_path, digits):
     run(replace(config(tmp_path), log_every=3), digits, judge=False)
     lines = [line for line in metrics(tmp_path) if "outer/loss" in line]
-    assert [("implicit/eigenvalue" in line, "implicit/residual" in line) for line in lines] == [
+    assert [("implicit/eigenvalue_max" in line, "implicit/residual" in line) for line in lines] == [
         (True, True),
         (False, True),
         (False, True),

@@ -280,6 +280,7 @@ def test_a_run_says_what_it_will_need(tmp_path, digits):
     table = run(config(tmp_path), digits, progress=told, judge=False).table
     assert any(re.fullmatch(r"predicted: (\d+ MB|\d+\.\d GB) of .*B, \d+\.\d MFLOP a step", text) for text in told.said)
     assert table["predicted_peak_mb"] >= table["predicted_distill_peak_mb"] > 100
+    assert table["counted_flops"] == table["step_flops"] > 0
     assert table["step_flops"] == pytest.approx(table["flops_per_s"] * table["step_s"])
 
 

@@ -1,6 +1,7 @@
 """Whole runs of trajectory matching on embedded digits with tiny students and experts."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from fastdistill.loop.setup import (
 )
 from fastdistill.method_configs import TrajectoryConfig
 from fastdistill.methods.trajectory import followed
+from fastdistill.students.experts import Experts
 from tests.experts import HeldExperts
 
 STUDENT = StudentConfig(width=4, depth=2)
+SHORT = {"count": 3, "batch": 64, "augmentation": "none", "student": STUDENT, "threads": 1, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +42,8 @@ def digits():
 @pytest.fixture(scope="module")
 def experts(tmp_path_factory, digits):
     """Three networks of six epochs."""
-    settings = ExpertsConfig(
-        output=str(tmp_path_factory.mktemp("experts")),
-        count=3,
-        epochs=6,
-        learning_rate=0.05,
-        batch=64,
-        augmentation="none",
-        student=STUDENT,
-        threads=1,
-        device="cpu",
-    )
-    return train_experts(settings, digits)
+    folder = str(tmp_path_factory.mktemp("experts"))
+    return train_experts(ExpertsConfig(output=folder, epochs=6, learning_rate=0.05, **SHORT), digits)
 
 
 def config(folder, experts, *, steps=4, runs=1, students=2, student=STUDENT, **recipe):
@@ -73,7 +66,8 @@ def config(folder, experts, *, steps=4, runs=1, students=2, student=STUDENT, **r
 
 def saved(settings, digits):
     folder = Path(settings.output) / settings.name / "checkpoints"
-    return load_checkpoint(folder, config_hash(settings.as_dict()), data_hash(digits)).state
+    followed = Experts.open(settings.method.experts).identity
+    return load_checkpoint(folder, config_hash(settings.as_dict()), f"{data_hash(digits)}+{followed}").state
 
 
 def metrics(folder):
@@ -172,6 +166,22 @@ def test_experts_of_other_images_are_refused(tmp_path, digits, experts):
     missing = replace(settings, method=replace(settings.method, experts=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match=r"^expected experts in .*nowhere, found none: make some with fastdistill exp"):
         open_experts(missing, digits.train)
+
+
+def test_a_run_does_not_go_on_with_other_experts(tmp_path, digits, experts):
+    shutil.copytree(experts.folder, tmp_path / "experts")
+    settings = config(tmp_path, Experts.open(tmp_path / "experts"))
+    assert run(settings, digits, judge=False, stop_after=2) is None
+    shutil.rmtree(tmp_path / "experts")
+    trained = ExpertsConfig(output=str(tmp_path), name="experts", **SHORT, learning_rate=0.5, epochs=6)
+    other = train_experts(trained, digits)
+    assert other.folder == tmp_path / "experts" and other.identity != experts.identity
+    with pytest.raises(ValueError, match=r"these real images \(and experts\) .*: choose another --name, or remove"):
+        run(settings, digits, judge=False)
+    shutil.rmtree(tmp_path / "experts")
+    shutil.copytree(experts.folder, tmp_path / "experts")
+    table = run(settings, digits, judge=False).table
+    assert table["data_hash"] == f"{data_hash(digits)}+{experts.identity}"
 
 
 def test_the_state_begins_with_what_is_learned(tmp_path, digits, experts):

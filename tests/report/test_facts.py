@@ -15,12 +15,12 @@ def run(**values: Any) -> RunFolder:
 
 
 def test_a_finished_run_is_described_by_its_results(tmp_path: Path) -> None:
-    predicted = {"predicted_peak_mb": 1300.0, "step_flops": 4e9, "flops_per_s": 2e11}
+    predicted = {"predicted_peak_mb": 1300.0, "step_flops": 4e9, "counted_flops": 5e9, "flops_per_s": 2e11}
     found = read_run(run_folder(tmp_path, results=predicted))
     assert (facts.data_set(found), facts.protocol(found)) == ("mnist", "dc")
     assert (facts.seconds(found), facts.step_seconds(found), facts.peak_mb(found)) == (95.4, 0.0193, 1234.5)
     assert facts.predicted_peak_mb(found) == 1300.0
-    assert (facts.step_flops(found), facts.flops_per_second(found)) == (4e9, 2e11)
+    assert (facts.step_flops(found), facts.counted_flops(found), facts.flops_per_second(found)) == (4e9, 5e9, 2e11)
     assert (
         facts.reference(found, facts.RANDOM)["mean"] == 0.649 and facts.reference(found, facts.WHOLE)["mean"] == 0.9961
     )
@@ -39,7 +39,9 @@ def test_an_unfinished_run_is_described_by_its_metrics() -> None:
 def test_a_run_of_which_nothing_is_known() -> None:
     found = run()
     numbers = (facts.seconds, facts.step_seconds, facts.peak_mb, facts.predicted_peak_mb, facts.students_per_second)
-    assert [ask(found) for ask in (*numbers, facts.step_flops, facts.flops_per_second)] == [None] * 7
+    assert [ask(found) for ask in (*numbers, facts.step_flops, facts.counted_flops, facts.flops_per_second)] == [
+        None
+    ] * 8
     assert [facts.protocol(found), facts.architecture(found), facts.hardware(found)] == ["not measured"] * 3
     assert facts.data_set(found) == "?" and facts.layers(found) == "" and facts.reference(found, facts.RANDOM) == {}
 

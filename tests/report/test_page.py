@@ -131,8 +131,11 @@ def test_a_predicted_peak_stands_beside_the_measured_one(tmp_path: Path) -> None
 
 
 def test_operations_stand_beside_the_time(tmp_path: Path) -> None:
-    words = read(run_folder(tmp_path, results={"step_flops": 4.1e9, "flops_per_s": 2.124e11})).words
-    assert "operations of a step, predicted 4.1 GFLOP operations per second 212.4 GFLOP/s" in words
+    words = read(
+        run_folder(tmp_path, results={"step_flops": 4.1e9, "counted_flops": 4e9, "flops_per_s": 2.124e11})
+    ).words
+    assert "operations of a step, predicted 4.1 GFLOP operations of the first step, counted 4.0 GFLOP" in words
+    assert "operations per second 212.4 GFLOP/s" in words
 
 
 def test_images_that_were_not_trained_on_again_say_so(tmp_path: Path) -> None:

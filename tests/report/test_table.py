@@ -34,6 +34,7 @@ def results(*arms: dict[str, Any]) -> dict[str, Any]:
         "predicted_peak_mb": 1300.4,
         "step_flops": 4_100_000_000,
         "flops_per_s": 212.4e9,
+        "counted_flops": 4_000_000_000,
     }
 
 
@@ -74,8 +75,9 @@ def test_an_arm_that_was_not_trained_again_says_so(capsys: pytest.CaptureFixture
 def test_time_memory_and_folder_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("runs") / ("a-long-name-" * 12) / "digits"  # longer than a line: it must stay one path to copy
     lines = shown(capsys, arm("distilled (last)"), folder=folder)
-    assert lines[-3] == "distilled in 95.4 s (1000 steps of 19 ms)"
-    assert lines[-2] == "peak memory 1234 MB, predicted 1300 MB; 4.1 GFLOP a step, 212.4 GFLOP/s"
+    assert lines[-4] == "distilled in 95.4 s (1000 steps of 19 ms)"
+    assert lines[-3] == "peak memory 1234 MB, predicted 1300 MB"
+    assert lines[-2] == "4.0 GFLOP in the first step, predicted 4.1 GFLOP a step, 212.4 GFLOP/s"
     assert lines[-1] == f"everything is in {folder}/ — open report.html"
 
 
