@@ -14,6 +14,7 @@ from fastdistill.derivatives.plan import Batching, choose_batching, forward_cost
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.coresets import joined_features
 from fastdistill.evaluation.evaluate import store_fetch
+from fastdistill.failures import RunFailed
 from fastdistill.progress import Silent
 from fastdistill.students.training import Training, train_students
 from fastdistill.students.weights import initial_buffers, initial_weights
@@ -96,6 +97,9 @@ def train_feature_networks(
         distribution: of the first weights.
         dtype: float32 or float64.
         progress: what is said meanwhile.
+
+    Raises:
+        RunFailed: when a network's weights stop being finite, since its features would choose at random.
     """
     students, cost = torch.arange(count, device=store.device), forward_cost(module, store.shape)
 
@@ -130,6 +134,12 @@ def train_feature_networks(
                 observe=lambda moved, loss, after=after: after.append(moved),  # type: ignore[misc]
             )
             (velocity,) = after
+            lost = (~weights.isfinite().all(1)).nonzero().flatten().tolist()
+            if lost:
+                raise RunFailed(
+                    f"expected feature networks with finite weights, got others in epoch {epoch + 1} of network "
+                    f"{lost[0]}: choose another student"
+                )
             with torch.no_grad():
                 for block in torch.arange(len(store), device=store.device).split(_BLOCK):
                     logits = tester.logits(weights, buffers, store.batch(block, dtype))

@@ -14,6 +14,7 @@ from fastdistill.draws import Purpose
 from fastdistill.evaluation.coresets import joined_features
 from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.evaluation.feature_networks import train_feature_networks
+from fastdistill.failures import RunFailed
 from fastdistill.students.architectures import build_student
 from fastdistill.students.training import Training, train_students
 from fastdistill.students.weights import initial_buffers, initial_weights
@@ -83,3 +84,8 @@ def test_they_are_others_than_those_that_judge(store):
         network(), "default", seed=3, step=0, students=torch.arange(2), purpose=Purpose.EVALUATION_WEIGHTS
     )
     assert not torch.equal(first, judging.double())
+
+
+def test_a_network_that_diverges_is_named(store):
+    with pytest.raises(RunFailed, match="finite weights, got others in epoch 1 of network 0: choose another student"):
+        trained(store, learning_rate=1e300)
