@@ -17,7 +17,15 @@ import yaml
 
 from fastdistill.config import StudentConfig, preset_path, presets
 from fastdistill.failures import RunFailed, Stopped
-from fastdistill.options import parse_evaluate, parse_experts, parse_export, parse_run, plain_parser, report_parser
+from fastdistill.options import (
+    parse_baseline,
+    parse_evaluate,
+    parse_experts,
+    parse_export,
+    parse_run,
+    plain_parser,
+    report_parser,
+)
 
 DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 _ADVICE = {
@@ -36,6 +44,7 @@ Distils a training set into a handful of synthetic images.
   fastdistill export RUN --to FORM         write a run's images for other programs: safetensors, png, pt, hf
   fastdistill report RUN...                write one page about a run, or comparing several
   fastdistill experts [PRESET] [options]   train experts for trajectory matching
+  fastdistill baseline [PRESET] [options]  judge coresets and other baselines: what distilled images have to beat
   fastdistill presets                      list the presets
   fastdistill env                          describe this machine, for reports
 
@@ -62,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": _export,
         "report": _report,
         "experts": _experts,
+        "baseline": _baseline,
         "presets": _presets,
         "env": _env,
     }
@@ -209,6 +219,19 @@ def _experts(words: list[str]) -> int:
     stop = Stop(_tell)
     with stop.on_signals():
         print(train_experts(config, progress=Talkative(), stop=stop))
+    return DONE
+
+
+def _baseline(words: list[str]) -> int:
+    config = parse_baseline(words)
+    from fastdistill.loop.baseline import run_baselines
+    from fastdistill.loop.stop import Stop
+    from fastdistill.progress import Talkative
+    from fastdistill.report.table import show_baselines
+
+    with Stop(_tell).on_signals():
+        results = run_baselines(config, progress=Talkative())
+    show_baselines(results, config.folder)
     return DONE
 
 

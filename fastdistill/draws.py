@@ -37,6 +37,12 @@ class Purpose(IntEnum):
     WINDOW = 18
     EXPERT_CHOICE = 19
     EIGENVECTOR = 20
+    CANDIDATE_SETS = 24
+    CLASS_PARTS = 25
+    CLUSTERS = 26
+    TIES = 27
+    FEATURE_WEIGHTS = 28
+    FEATURE_MINIBATCH = 29
 
 
 def uniform(seed: int, purpose: Purpose, step: int, students: Tensor, count: int) -> Tensor:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import SUPPRESS, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from fastdistill.baseline_config import BaselineConfig
 from fastdistill.checks import at_least, one_of
 from fastdistill.config import DEVICES, RunConfig, StudentConfig, preset_path
 from fastdistill.experts_config import ExpertsConfig
@@ -31,6 +32,8 @@ _BEGINNINGS = ("student.initialization", "student.pretrained")
 _COMPLAINTS = [
     (re.compile(pattern), sentence)
     for pattern, sentence in (
+        (r'Parser key "(?P<key>\S+)": Expected an? <class \'tuple\'>\. Got value: (?P<value>.*)',
+         "expected {key} in brackets, such as [A, B], got '{value}'"),
         (r'Parser key "(?P<key>\S+)": Expected an? <class \'(?P<type>\w+)\'>\. Got value: (?P<value>.*)',
          "expected {key} of type {type}, got '{value}'"),
         (r'Parser key "(?P<key>\w+)": Unable to load config (?P<value>\S+)',
@@ -81,7 +84,7 @@ class _Terse(DefaultHelpFormatter):
         return ", ".join(action.option_strings)
 
     def _get_help_string(self, action: Action) -> str:
-        shown = action.default not in (None, "", SUPPRESS)
+        shown = action.default not in (None, "", (), SUPPRESS)
         return f"{action.help} ({action.default})" if shown else action.help or ""
 
 
@@ -239,6 +242,44 @@ def parse_experts(words: Sequence[str]) -> ExpertsConfig:
         parser = experts_parser(preset)
         parsed = parser.instantiate(parser.parse(words))
         return ExpertsConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(ExpertsConfig)})
+
+
+def baseline_parser(preset: str | None) -> Parser:
+    """The parser of ``baseline``: defaults < what a run's preset lends < ``--config`` file < flags."""
+    parser = Parser(
+        prog="fastdistill baseline",
+        usage="fastdistill baseline [PRESET] [--config FILE] [--name value ...]",
+        description="Judge real images instead of distilled ones. PRESET lends its data, student, ipc and protocol.",
+        formatter_class=_Terse,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of these options")
+    parser.add_class_arguments(BaselineConfig, as_group=False)
+    for action in parser._actions:
+        if action.dest in ("data", "student", *_BEGINNINGS):
+            action.help = SUPPRESS
+        elif action.dest == "print_config":
+            action.help = "print these options as such a file"
+    if preset is not None:
+        values = yaml.safe_load(preset_path(preset).read_text(encoding="utf-8"))
+        lent = {f"{group}.{name}": value for group in ("data", "student") for name, value in values[group].items()}
+        lent = {name: lent[name] for name in lent if name not in _BEGINNINGS} | {"ipc": values["ipc"]}
+        # real images have no steps of their own
+        if values["evaluation"]["protocol"] != "own":
+            lent["protocol"] = values["evaluation"]["protocol"]
+        parser.set_defaults(lent)
+    return parser
+
+
+def parse_baseline(words: Sequence[str]) -> BaselineConfig:
+    """The configuration of ``baseline``'s arguments; raises as `parse_run` does."""
+    words = list(words)
+    preset = words.pop(0) if words and not words[0].startswith("-") else None
+    with _usage("baseline"):
+        for file in _files(words):
+            check_file(Path(file), dict(_keys(BaselineConfig().as_dict())), "fastdistill baseline --print_config")
+        parser = baseline_parser(preset)
+        parsed = parser.instantiate(parser.parse(words))
+        return BaselineConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(BaselineConfig)})
 
 
 def plain_parser(verb: str, description: str) -> Parser:

@@ -65,6 +65,24 @@ def test_experts_from_the_command_line_are_stopped_saved_and_finished(tmp_path, 
     assert "is finished already" in again.err
 
 
+def test_baselines_from_the_command_line_end_with_a_table(tmp_path, capsys):
+    words = ["baseline", "dc/digits-1", "--student.width=4", "--student.depth=2", f"--output={tmp_path}", "--epochs=2"]
+    words += ["--students=2", "--device=cpu", "--baselines=[class_average, random_real]"]
+    assert cli.main([*words, "--name=mine"]) == 0
+    done = capsys.readouterr()
+    assert "mine: test accuracy, convnet, protocol default" in done.out
+    assert done.out.index("class average") < done.out.index("random real")
+    assert "testing: random real: 2/2" in done.err
+    assert cli.main([*words, "--name=mine"]) == 0
+    again = capsys.readouterr()
+    assert again.out == done.out
+    assert "is finished already" in again.err
+    assert cli.main([*words, "--name=mine", "--seed=1"]) == 1
+    assert "differs in seed (0 there, 1 here)" in capsys.readouterr().err
+    assert cli.main([*words, "--ipc=1000"]) == 1
+    assert "expected at least 1000 training images in every class, got " in capsys.readouterr().err
+
+
 def test_the_default_is_the_digits_preset():
     assert cli.parse_run([]) == cli.parse_run(["dc/digits-1"])
     assert cli.parse_run([]).data.source == "digits"
@@ -131,6 +149,13 @@ def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys)
         (["experts", "--storage=float16"], "expected storage among float32, bfloat16"),
         (["experts", "--data.source=mnits"], "got 'mnits': did you mean 'mnist'"),
         (["experts", "--config", "missing.yaml"], "missing.yaml"),
+        (["baseline", "dc/mnst-1"], "dc/mnist-1"),
+        (["baseline", "--candidate=3"], "got '--candidate': did you mean --candidates"),
+        (["baseline", "--baselines=[herdin]"], "got 'herdin': did you mean 'herding'"),
+        (["baseline", "--baselines=[nearest_neighbour]"], "expected a run folder as against"),
+        (["baseline", "--baselines=herding"], "expected baselines in brackets, such as [A, B], got 'herding'"),
+        (["baseline", "--protocol=own"], "expected protocol among dc, dsa, default"),
+        (["baseline", "--ipc=0"], "expected ipc of at least 1, got 0"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_says_why(words, expected, capsys):

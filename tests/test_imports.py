@@ -35,6 +35,7 @@ ROOMS = {
     "data": set(),
     "derivatives": set(),
     "options": set(),
+    "baseline_config": set(),
     "config": set(),
     "experts_config": set(),
     "method_configs": set(),
@@ -44,7 +45,17 @@ ROOMS = {
     "files": set(),
     "progress": set(),
 }
-NEUTRAL = {"config", "experts_config", "method_configs", "checks", "draws", "failures", "files", "progress"}
+NEUTRAL = {
+    "baseline_config",
+    "config",
+    "experts_config",
+    "method_configs",
+    "checks",
+    "draws",
+    "failures",
+    "files",
+    "progress",
+}
 
 
 def imported(path):

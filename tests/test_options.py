@@ -1,11 +1,12 @@
-"""Options of experts; those of the other verbs are tested with the command line."""
+"""Options of experts and of baselines; those of the other verbs are tested with the command line."""
 
 import pytest
 import yaml
 
+from fastdistill.baseline_config import BaselineConfig
 from fastdistill.config import DataConfig, StudentConfig, presets
 from fastdistill.experts_config import ExpertsConfig
-from fastdistill.options import parse_experts, parse_run
+from fastdistill.options import parse_baseline, parse_experts, parse_run
 
 
 def test_without_words_it_is_the_default():
@@ -70,4 +71,44 @@ def test_help_is_one_screen(words, capsys, monkeypatch):
     assert len(lines) <= 52
     assert max(map(len, lines)) <= 80
     for name in ("--count", "--data.zca", "--student.width", "--storage"):
+        assert any(line.lstrip().startswith(name) for line in lines)
+
+
+def test_baselines_without_words_are_the_default():
+    assert parse_baseline([]) == BaselineConfig()
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_a_preset_lends_baselines_what_they_share_with_its_run(preset):
+    found, run = parse_baseline([preset]), parse_run([preset])
+    assert (found.data, found.ipc) == (run.data, run.ipc)
+    assert found.student == StudentConfig(**{**run.as_dict()["student"], "initialization": "fresh", "pretrained": ""})
+    assert found.protocol == ("default" if run.evaluation.protocol == "own" else run.evaluation.protocol)
+    assert found == BaselineConfig(data=found.data, student=found.student, ipc=found.ipc, protocol=found.protocol)
+
+
+def test_baselines_are_named_in_flags_and_in_files(tmp_path, capsys):
+    words = ["dc/mnist-10", "--baselines=[herding, k_center]", "--seed=3"]
+    assert parse_baseline(words).baselines == ("herding", "k_center")
+    with pytest.raises(SystemExit):
+        parse_baseline([*words, "--print_config"])
+    file = tmp_path / "printed.yaml"
+    file.write_text(capsys.readouterr().out)
+    assert parse_baseline(["--config", str(file)]) == parse_baseline(words)
+    file.write_text(yaml.safe_dump(parse_baseline(words).as_dict()))
+    assert parse_baseline(["--config", str(file)]).as_dict() == parse_baseline(words).as_dict()
+    file.write_text("baselines: [k_means]\nstudents: 4\n")
+    assert parse_baseline(["--config", str(file)]) == BaselineConfig(baselines=("k_means",), students=4)
+
+
+@pytest.mark.parametrize("words", [[], ["dsa/cifar100-50"]])
+def test_help_on_baselines_is_one_screen(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as stop:
+        parse_baseline([*words, "--help"])
+    assert stop.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 80
+    for name in ("--ipc", "--baselines", "--against", "--student.width"):
         assert any(line.lstrip().startswith(name) for line in lines)

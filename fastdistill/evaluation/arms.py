@@ -23,7 +23,7 @@ from fastdistill.progress import Silent
 from fastdistill.students.ensemble import Ensemble
 
 # students that select are others than students that test, else "best" would be chosen for the ones it is shown to
-_SELECTING = 1 << 31
+SELECTING = 1 << 31
 WHOLE = "whole training set"
 # what a run has learned, by name, a leading run axis each
 Learned = Mapping[str, Tensor]
@@ -82,7 +82,7 @@ class Judge:
             evaluation.validation_students,
             self._validation,
             quick,
-            first_student=_SELECTING,
+            first_student=SELECTING,
         )
 
     def arms(
@@ -116,7 +116,7 @@ class Judge:
                 progress=progress,
                 title=f"testing: {name}",
             )
-            return _arm(name, result, runs if ours else 1)
+            return arm_row(name, result, runs if ours else 1)
 
         first = judged(last, learned, evaluation.students, rules)
         yield first
@@ -131,7 +131,7 @@ class Judge:
             own = replace(rules, rates=None).spread(evaluation.students)
             yield judged("random real", {"images": self._random_real(runs * evaluation.students)}, 1, own)
         if evaluation.whole_epochs:
-            yield before.get(WHOLE) or _arm(WHOLE, self._whole(progress), 1)
+            yield before.get(WHOLE) or arm_row(WHOLE, self._whole(progress), 1)
 
     @property
     def conditions(self) -> dict[str, str]:
@@ -223,7 +223,8 @@ class Judge:
         return self._train.batch(chosen, self._dtype)
 
 
-def _arm(name: str, result: Evaluation, runs: int) -> dict[str, Any]:
+def arm_row(name: str, result: Evaluation, runs: int) -> dict[str, Any]:
+    """A row of the table: what students trained on something reached, run by run."""
     per_run = len(result.per_student) // runs
     return {
         "arm": name,

@@ -1,4 +1,4 @@
-"""The table that a run ends with."""
+"""The tables that runs and baselines end with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,39 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
         results: the content of ``results.json``.
         folder: the run folder.
     """
-    console = PatientConsole(width=None if Console().is_terminal else 110)
+    console = _console()
+    console.print(_arms(results))
+    step = "" if results["step_s"] is None else f" of {1000 * results['step_s']:.0f} ms"
+    flops = ""
+    if "step_flops" in results:  # a run that an older version finished has none
+        counted = operations(results.get("counted_flops"))
+        predicted, speed = operations(results["step_flops"]), rate(results["flops_per_s"])
+        flops = f"\n{counted} in the first step, predicted {predicted} a step, {speed}"
+    console.print(
+        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step})\n"
+        f"peak memory {results['peak_mb']:.0f} MB, predicted {results['predicted_peak_mb']:.0f} MB{flops}",
+        highlight=False,
+    )
+    console.print(f"everything is in {folder}/ — open report.html", highlight=False, soft_wrap=True, markup=False)
+
+
+def show_baselines(results: Mapping[str, Any], folder: Path) -> None:
+    """Prints judged baselines on stdout.
+
+    Args:
+        results: the content of their ``results.json``.
+        folder: where it is.
+    """
+    console = _console()
+    console.print(_arms(results))
+    console.print(f"everything is in {folder}/", highlight=False, soft_wrap=True, markup=False)
+
+
+def _console() -> PatientConsole:
+    return PatientConsole(width=None if Console().is_terminal else 110)
+
+
+def _arms(results: Mapping[str, Any]) -> Table:
     table = Table(
         title=Text(f"{results['name']}: test accuracy, {results['architecture']}, protocol {results['protocol']}"),
         title_justify="left",
@@ -38,16 +70,4 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
             f"{arm['steps']} steps" if arm.get("steps") else str(arm["epochs"]),
             f"{arm['seconds']:.1f} s" if arm["seconds"] else "the same images",
         )
-    console.print(table)
-    step = "" if results["step_s"] is None else f" of {1000 * results['step_s']:.0f} ms"
-    flops = ""
-    if "step_flops" in results:  # a run that an older version finished has none
-        counted = operations(results.get("counted_flops"))
-        predicted, speed = operations(results["step_flops"]), rate(results["flops_per_s"])
-        flops = f"\n{counted} in the first step, predicted {predicted} a step, {speed}"
-    console.print(
-        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step})\n"
-        f"peak memory {results['peak_mb']:.0f} MB, predicted {results['predicted_peak_mb']:.0f} MB{flops}",
-        highlight=False,
-    )
-    console.print(f"everything is in {folder}/ — open report.html", highlight=False, soft_wrap=True, markup=False)
+    return table

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fastdistill.report.table import show_results
+from fastdistill.report.table import show_baselines, show_results
 
 
 def arm(name: str, **changes: Any) -> dict[str, Any]:
@@ -84,3 +84,12 @@ def test_time_memory_and_folder_are_named(capsys: pytest.CaptureFixture[str]) ->
 def test_a_run_that_an_older_version_finished_is_shown_without_operations(capsys: pytest.CaptureFixture[str]) -> None:
     lines = shown(capsys, arm("distilled (last)"), without=("step_flops", "flops_per_s"))
     assert lines[-2] == "peak memory 1234 MB, predicted 1300 MB"
+
+
+def test_baselines_have_the_same_rows_and_no_time_of_distilling(capsys: pytest.CaptureFixture[str]) -> None:
+    content = {"name": "digits", "architecture": "convnet", "protocol": "dc", "arms": [arm("herding"), arm("k-means")]}
+    show_baselines(content, Path("baselines/digits"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].strip() == "digits: test accuracy, convnet, protocol dc"
+    assert [cells(line)[0] for line in lines if line.startswith("│")] == ["herding", "k-means"]
+    assert lines[-1] == "everything is in baselines/digits/"
