@@ -37,6 +37,8 @@ class Purpose(IntEnum):
     WINDOW = 18
     EXPERT_CHOICE = 19
     EIGENVECTOR = 20
+    GENERATOR = 21
+    NOISE = 22
 
 
 def uniform(seed: int, purpose: Purpose, step: int, students: Tensor, count: int) -> Tensor:

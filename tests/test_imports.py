@@ -38,13 +38,24 @@ ROOMS = {
     "config": set(),
     "experts_config": set(),
     "method_configs": set(),
+    "generator_config": set(),
     "checks": set(),
     "failures": set(),
     "draws": set(),
     "files": set(),
     "progress": set(),
 }
-NEUTRAL = {"config", "experts_config", "method_configs", "checks", "draws", "failures", "files", "progress"}
+NEUTRAL = {
+    "config",
+    "experts_config",
+    "generator_config",
+    "method_configs",
+    "checks",
+    "draws",
+    "failures",
+    "files",
+    "progress",
+}
 
 
 def imported(path):

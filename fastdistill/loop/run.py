@@ -39,6 +39,7 @@ from fastdistill.loop.setup import (
     make_method,
     open_experts,
     replay_of,
+    shown_of,
 )
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
@@ -161,7 +162,7 @@ def _run(
         if plan.torch_version != torch.__version__:
             progress.say(f"it began under torch {plan.torch_version}: under {torch.__version__} bits may differ")
     make = lru_cache(maxsize=1)(partial(make_method, config, train=train))
-    descent = make_descent(config.method)
+    descent = make_descent(config.method, config.generator)
     judging = Judge(
         config,
         train,
@@ -171,6 +172,7 @@ def _run(
         replay=partial(replay_of, config, train),
         learning_rate=partial(learning_rate_of, config),
         labels=lambda learned: labels_of(config, learned, train),
+        show=partial(shown_of, config, train),
     )
     # only now, so that settings which do not work out leave no folder that refuses their correction
     write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
@@ -183,7 +185,7 @@ def _run(
         predicted=predicted,
         method=make(plan),
         say=progress.say,
-        as_artefact=lambda learned: as_distilled(config, learned, train, data.name, digest),
+        as_artefact=lambda learned: as_distilled(config, shown_of(config, train, learned), train, data.name, digest),
         config_hash=digest,
         data_hash=learned_from,
         elapsed_s=elapsed,
