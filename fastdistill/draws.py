@@ -39,6 +39,7 @@ class Purpose(IntEnum):
     EIGENVECTOR = 20
     GENERATOR = 21
     NOISE = 22
+    SAMPLE = 23
 
 
 def uniform(seed: int, purpose: Purpose, step: int, students: Tensor, count: int) -> Tensor:

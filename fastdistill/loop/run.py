@@ -32,6 +32,7 @@ from fastdistill.loop.retry import retrying
 from fastdistill.loop.savings import savings
 from fastdistill.loop.setup import (
     as_distilled,
+    generator_of,
     initial_state,
     labels_of,
     learning_rate_of,
@@ -52,6 +53,8 @@ from fastdistill.method_configs import (
 )
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
+from fastdistill.synthetic.generator_file import FILE as GENERATOR_FILE
+from fastdistill.synthetic.generator_file import save_generator
 
 # settings that change where a run is read from and written to and what it says, but no bit of its result
 _PRESENTATION = (
@@ -212,6 +215,8 @@ def _run(
         raise Stopped(stop.asked)
     if state.step < steps:
         return None
+    if (generator := generator_of(config, train.shape, train.num_classes)) is not None:
+        save_generator(folder / GENERATOR_FILE, generator, state.learned)
     result = recorder.finish(state, arms := _arms(folder, digest, learned_from))
     if judge:
         measured: list[dict[str, Any]] = []

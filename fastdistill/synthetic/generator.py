@@ -209,18 +209,39 @@ class Generator:
         if noise is None:
             # step 0 belongs to the noise that is fixed or learned
             noise = self._noise(step + 1 if self.config.noise == "fresh" else 0, first.dtype, first.device)
-        return torch.stack(
-            [
-                torch.cat(
-                    [
-                        self.block({name: value[run] for name, value in parameters.items()}, part)
-                        for part in noise[run].chunk(self.config.blocks, dim=1)
-                    ],
-                    dim=1,
-                )
-                for run in range(self.runs)
-            ]
-        )
+        return self._generated(parameters, noise)
+
+    def sample(self, learned: Mapping[str, Tensor], images: int, *, seed: int) -> Tensor:
+        """Images of a finished generator, class after class in turn: image ``i`` is of class ``i mod C``.
+
+        The noise that the generator was trained on comes first, where it was fixed or learned; what is more has new
+        noise. All are made in batches as large as in training, since a batch is normed by itself.
+
+        Args:
+            learned: by name; what is not the generator's is left alone.
+            images: how many of each run, ``N``.
+            seed: of new noise.
+
+        Returns:
+            ``[R, N, D, H, W]``.
+        """
+        parameters = {name.removeprefix(PREFIX): value for name, value in learned.items() if name.startswith(PREFIX)}
+        first, each = next(iter(parameters.values())), -(-images // self.classes)
+        parts = []
+        if self.config.noise != "fresh":
+            parts.append(learned[NOISE] if NOISE in learned else self._noise(0, first.dtype, first.device))
+        while sum(part.shape[2] for part in parts) < each:
+            parts.append(self._noise(len(parts), first.dtype, first.device, seed=seed, purpose=Purpose.SAMPLE))
+        made = torch.cat([self._generated(parameters, part) for part in parts], dim=2)
+        return made.transpose(1, 2).flatten(1, 2)[:, :images]
+
+    def _generated(self, parameters: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """Images ``[R, C, M, D, H, W]`` from noise ``[R, C, M, z]``, block by block."""
+        runs = []
+        for run in range(self.runs):
+            own = {name: value[run] for name, value in parameters.items()}
+            runs.append(torch.cat([self.block(own, part) for part in noise[run].chunk(self.config.blocks, 1)], dim=1))
+        return torch.stack(runs)
 
     def block(self, parameters: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """One batch of images ``[C, m, D, H, W]`` of all classes, from one run's parameters and noise ``[C, m, z]``."""
@@ -229,9 +250,18 @@ class Generator:
         images: Tensor = functional_call(self.module, dict(parameters), (inputs.flatten(0, 1),))
         return images.view(self.classes, noise.shape[1], *self.shape)
 
-    def _noise(self, number: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Noise ``[R, C, M, z]``, keyed by run."""
+    def _noise(
+        self,
+        number: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        seed: int | None = None,
+        purpose: Purpose = Purpose.NOISE,
+    ) -> Tensor:
+        """Noise ``[R, C, M, z]``, keyed by run; by the run's seed where no other is given."""
         draw = normal if self.config.distribution == "normal" else uniform
         shape = (self.classes, self.ipc, self.config.noise_size)
         indices = torch.arange(self.runs, device=device)
-        return draw(self.seed, Purpose.NOISE, number, indices, math.prod(shape)).view(self.runs, *shape).to(dtype)
+        seed = self.seed if seed is None else seed
+        return draw(seed, purpose, number, indices, math.prod(shape)).view(self.runs, *shape).to(dtype)

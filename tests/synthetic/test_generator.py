@@ -181,3 +181,17 @@ def test_what_cannot_be_generated_is_named():
     assert make("full", shape=(3, 10, 7)).images(start(make("full", shape=(3, 10, 7))), 0).shape[-3:] == (3, 10, 7)
     with pytest.raises(ValueError, match=r"expected ipc to be a multiple of the generator's 3 blocks, got 4: change"):
         make(blocks=3)
+
+
+@pytest.mark.parametrize("noise", ["learned", "fixed", "fresh"])
+def test_samples_are_those_it_was_trained_on_and_then_new_ones(noise):
+    generator = make(noise=noise, blocks=2)
+    learned = start(generator)
+    few, many = generator.sample(learned, 7, seed=1), generator.sample(learned, 40, seed=1)
+    assert few.shape == (RUNS, 7, *SHAPE) and many.shape == (RUNS, 40, *SHAPE)
+    assert torch.equal(few, many[:, :7])
+    trained = generator.images(learned, 0).transpose(1, 2).flatten(1, 2)  # class after class in turn
+    assert torch.equal(few, trained[:, :7]) == (noise != "fresh")
+    assert len({tuple(image.flatten().tolist()) for image in many[0]}) == 40
+    again, other = generator.sample(learned, 40, seed=1), generator.sample(learned, 40, seed=2)
+    assert torch.equal(many, again) and not torch.equal(many[:, -1], other[:, -1])
