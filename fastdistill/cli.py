@@ -23,6 +23,7 @@ from fastdistill.options import (
     parse_experts,
     parse_export,
     parse_run,
+    parse_sample,
     plain_parser,
     report_parser,
 )
@@ -43,6 +44,7 @@ Distils a training set into a handful of synthetic images.
   fastdistill evaluate RUN [options]       train fresh students on a run's images and test them
   fastdistill export RUN --to FORM         write a run's images for other programs: safetensors, png, pt, hf
   fastdistill report RUN...                write one page about a run, or comparing several
+  fastdistill sample RUN --num_images N    draw labelled images from the generator of a finished run
   fastdistill experts [PRESET] [options]   train experts for trajectory matching
   fastdistill baseline [PRESET] [options]  judge coresets and other baselines: what distilled images have to beat
   fastdistill presets                      list the presets
@@ -70,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": _evaluate,
         "export": _export,
         "report": _report,
+        "sample": _sample,
         "experts": _experts,
         "baseline": _baseline,
         "presets": _presets,
@@ -207,6 +210,15 @@ def _report(words: list[str]) -> int:
         print(write_report(runs[0], Path(options.output) if options.output else None))
     else:
         print(write_comparison(runs, Path(options.output or "comparison.html")))
+    return DONE
+
+
+def _sample(words: list[str]) -> int:
+    options = parse_sample(words)
+    from fastdistill.loop.sample import sample_run
+
+    output = Path(options.output) if options.output else None
+    print(sample_run(Path(options.run), num_images=options.num_images, seed=options.seed, output=output))
     return DONE
 
 

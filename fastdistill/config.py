@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdistill.checks import at_least, at_most, one_of
+from fastdistill.generator_config import GeneratorConfig
 from fastdistill.method_configs import MatchingConfig, MethodConfig, TrajectoryConfig, UnrolledConfig
 
 PRESETS = Path(__file__).parent / "presets"
@@ -142,6 +143,7 @@ class RunConfig:
         data: the real images.
         student: the network.
         method: the distillation method.
+        generator: what makes the images, where they are not learned pixel by pixel.
         evaluation: how the result is judged.
         device: auto, cpu or cuda.
         dtype: float32 or float64.
@@ -163,6 +165,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     method: MethodConfig = field(default_factory=MatchingConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     device: str = "auto"
     dtype: str = "float32"
@@ -187,6 +190,11 @@ class RunConfig:
             raise ValueError(
                 f"expected ipc to be a multiple of the {method.batches} batches, got {self.ipc}: change method.batches "
                 "or ipc"
+            )
+        if self.ipc % self.generator.blocks:
+            raise ValueError(
+                f"expected ipc to be a multiple of the generator's {self.generator.blocks} blocks, got {self.ipc}: "
+                "change generator.blocks or ipc"
             )
         with_steps = isinstance(method, UnrolledConfig)
         with_rates = isinstance(method, UnrolledConfig) and method.learn_rates

@@ -37,6 +37,9 @@ class Purpose(IntEnum):
     WINDOW = 18
     EXPERT_CHOICE = 19
     EIGENVECTOR = 20
+    GENERATOR = 21
+    NOISE = 22
+    SAMPLE = 23
     CANDIDATE_SETS = 24
     CLASS_PARTS = 25
     CLUSTERS = 26

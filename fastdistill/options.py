@@ -159,6 +159,25 @@ def export_parser() -> Parser:
     return parser
 
 
+def sample_parser() -> Parser:
+    """The parser of ``sample``."""
+    parser = Parser(prog="fastdistill sample", description="Draw labelled images from a finished run's generator.")
+    parser.add_argument("run", type=str, help="run folder")
+    parser.add_argument("--num_images", type=int, required=True, help="how many of each run, class after class")
+    parser.add_argument("--seed", type=int, default=0, help="of noise beyond that which was trained on")
+    parser.add_argument("--output", type=str, default="", help="folder to create; samples/N-SEED in the run by default")
+    return parser
+
+
+def parse_sample(words: Sequence[str]) -> Namespace:
+    """The options of ``sample``; raises as `parse_evaluate` does."""
+    options = sample_parser().parse(words)
+    with _usage("sample"):
+        at_least(1, num_images=options.num_images)
+        at_least(0, seed=options.seed)
+    return options
+
+
 def report_parser() -> Parser:
     """The parser of ``report``."""
     parser = Parser(prog="fastdistill report", description="Write one page about a run, or comparing several.")

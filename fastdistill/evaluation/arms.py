@@ -44,6 +44,7 @@ class Judge:
         learning_rate: gives the learning rates ``[R]`` that images were learned with, for the other protocols, which
             train on real images with their own.
         labels: gives the soft labels ``[R, C, M, C]`` of what is learned; None where every image has its class.
+        show: gives what is learned with its images, where something else makes these.
 
     Raises:
         ValueError: when images are to be selected but nothing is held out.
@@ -60,6 +61,7 @@ class Judge:
         replay: Callable[[Learned], Replay | None] = lambda learned: None,
         learning_rate: Callable[[Learned], Tensor | None] = lambda learned: None,
         labels: Callable[[Learned], Tensor | None] = lambda learned: learned.get("labels"),
+        show: Callable[[Learned], Learned] = lambda learned: learned,
     ) -> None:
         if config.evaluation.validation_every and not len(validation):
             raise ValueError(
@@ -68,11 +70,13 @@ class Judge:
             )
         self._config, self._train, self._validation, self._test = config, train, validation, test
         self._dtype, self._replay, self._learning_rate, self._labels = dtype, replay, learning_rate, labels
+        self._show = show
         ensemble = Ensemble(config.student, train.shape, train.num_classes, seed=config.seed, dtype=dtype)
         self._module, self._born = ensemble.module, born_for(config, ensemble)
 
     def validate(self, learned: Learned) -> Evaluation:
         """Validation accuracy of what is learned, with few students and epochs; runs in order."""
+        learned = self._show(learned)
         evaluation, quick = self._config.evaluation, self._protocol(learned)
         if not quick.steps:
             quick = quick.with_epochs(min(evaluation.validation_epochs, quick.epochs))
@@ -100,6 +104,8 @@ class Judge:
             Name, mean, std, per-student and per-run accuracies, students, images, epochs or own steps, and seconds.
         """
         before = {arm["arm"]: dict(arm) for arm in done}
+        same, learned = best is learned, self._show(learned)
+        best = None if best is None else learned if same else self._show(best)
         evaluation, runs = self._config.evaluation, learned["images"].shape[0]
         last, rules = "distilled (last)", self._protocol(learned)
 

@@ -18,7 +18,7 @@ from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.derivatives.sketch import Sketch
 from fastdistill.loop.outer import Method, State, outer_step
-from fastdistill.loop.setup import beside_images, make_descent, make_method
+from fastdistill.loop.setup import beside_images, generator_of, make_descent, make_method
 from fastdistill.loop.sizes import META, Sizes, Unseen, synthetic_images
 from fastdistill.method_configs import (
     DistributionConfig,
@@ -66,7 +66,8 @@ def whole_step(config: RunConfig, plan: Plan, sizes: Sizes, further: int = 0) ->
         further: bytes that are held too while a chunk of students follows experts.
     """
     ledger = Ledger()
-    method, descent = _method(config, plan, sizes, ledger, further), make_descent(config.method)
+    method = _method(config, plan, sizes, ledger, further)
+    descent = make_descent(config.method, config.generator)
     learned = _learned(config, plan, sizes)
     state = State(step=0, learned=learned, moments=descent.start(learned))
     with ledger:
@@ -92,7 +93,7 @@ def _followed(config: RunConfig, plan: Plan, sizes: Sizes, steps: int) -> int:
 def _hypersteps(config: RunConfig, recipe: ImplicitConfig, plan: Plan, sizes: Sizes) -> Footprint:
     """A hyperstep with students that begin at it and, where they live on, one with those."""
     few = {name: min(getattr(recipe, name), 3) for name in ("inner_steps", "terms", "eigenvalue_steps")}
-    config, descent = replace(config, method=replace(recipe, **few)), make_descent(recipe)
+    config, descent = replace(config, method=replace(recipe, **few)), make_descent(recipe, config.generator)
     learned = _learned(config, plan, sizes)
     state = State(step=0, learned=learned, moments=descent.start(learned))
     found = []
@@ -181,7 +182,7 @@ def _kept(config: RunConfig, plan: Plan, sizes: Sizes) -> tuple[int, int]:
     """Bytes of the state after a step and of what is selected of it."""
     learned = _learned(config, plan, sizes)
     held = sum(value.nbytes for value in learned.values())
-    moments = sum(value.nbytes for value in make_descent(config.method).start(learned).values())
+    moments = sum(value.nbytes for value in make_descent(config.method, config.generator).start(learned).values())
     module = student_module(config.student, sizes.shape, len(sizes.classes))
     size = Layout.of(module).size * plan.torch_dtype.itemsize
     students = config.students * config.runs * _vectors(config) * size
@@ -200,8 +201,12 @@ def _vectors(config: RunConfig) -> int:
 
 def _learned(config: RunConfig, plan: Plan, sizes: Sizes) -> dict[str, Tensor]:
     """What is learned, without values."""
-    beside = beside_images(config, len(sizes.classes), dtype=plan.torch_dtype, device=META)
-    return {"images": synthetic_images(config, sizes, plan.torch_dtype), **beside}
+    classes, dtype = len(sizes.classes), plan.torch_dtype
+    beside = beside_images(config, classes, dtype=dtype, device=META)
+    generator = generator_of(config, sizes.shape, classes)
+    if generator is None:
+        return {"images": synthetic_images(config, sizes, dtype), **beside}
+    return {**generator.initial(dtype=dtype, device=META), **beside}
 
 
 def _method(config: RunConfig, plan: Plan, sizes: Sizes, ledger: Ledger, further: int = 0) -> Method:

@@ -6,7 +6,7 @@ the state, so a checkpoint holds them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -94,3 +94,39 @@ class Adam:
             moved[name] = value - rate / (1 - self.beta1**count) * mean / root
             after[f"{name}.mean"], after[f"{name}.square"] = mean, square
         return moved, after
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parted:
+    """Two optimisers, each for a part of what is learned.
+
+    Attributes:
+        own: of the names that ``belongs`` takes.
+        others: of the rest.
+        belongs: whether a name is ``own``'s.
+    """
+
+    own: Descent
+    others: Descent
+    belongs: Callable[[str], bool]
+
+    def start(self, learned: Mapping[str, Tensor]) -> Named:
+        """See `Descent`."""
+        own, others = self._parts(learned)
+        return {**self.own.start(own), **self.others.start(others)}
+
+    def step(
+        self, learned: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Mapping[str, Tensor], number: int
+    ) -> tuple[Named, Named]:
+        """See `Descent`."""
+        moved: Named = {}
+        after: Named = {}
+        for descent, part in zip((self.own, self.others), self._parts(learned), strict=True):
+            found, kept = descent.step(part, gradients, moments, number)
+            moved |= found
+            after |= kept
+        return {name: moved[name] for name in learned}, after
+
+    def _parts(self, learned: Mapping[str, Tensor]) -> tuple[Named, Named]:
+        own = {name: value for name, value in learned.items() if self.belongs(name)}
+        return own, {name: value for name, value in learned.items() if name not in own}

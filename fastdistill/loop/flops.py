@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastdistill.config import RunConfig
+from fastdistill.generator_config import GeneratorConfig
 from fastdistill.loop.counting import training, whole_step
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import MatchingConfig, TrajectoryConfig, UnrolledConfig
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 def step_flops(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
     """Operations of an outer step of all students, with those of the training between it and the next."""
+    if config.generator.learned:
+        pixels = replace(config, generator=GeneratorConfig())
+        return step_flops(pixels, plan, sizes) + config.runs * _generating(config, plan, sizes)
     recipe, students = config.method, config.students * config.runs
     config, plan = replace(config, students=1, runs=1), replace(plan, chunk=1)  # every student takes as many
     if isinstance(recipe, MatchingConfig):
@@ -96,3 +100,20 @@ def _trajectory(config: RunConfig, recipe: TrajectoryConfig, plan: Plan, sizes: 
     again = [count for step, count in enumerate(counts[:-1]) if (step + 1) % recipe.keep]
     labelling = of(1, labels="expert") - one if recipe.labels == "expert" else 0
     return labelling + (one * first + (two - one) * sum(later) + gradient * sum(again)) / images
+
+
+def _generating(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
+    """What a generator adds to a step of one run, for which the students hardly need to train."""
+    recipe, plan = config.method, replace(plan, chunk=1)
+    if isinstance(recipe, UnrolledConfig):
+        recipe = replace(recipe, epochs=1, window=1, window_start="moving", window_least=0, intermediate_every=0)
+    elif isinstance(recipe, TrajectoryConfig):
+        recipe = replace(recipe, inner_steps=1)
+    elif isinstance(recipe, MatchingConfig):
+        recipe = replace(recipe, inner_loop=min(recipe.inner_loop, 1))
+    one = replace(config, students=1, runs=1, method=recipe)
+    with_it, without = (
+        whole_step(replace(one, generator=generator), plan, sizes).flops
+        for generator in (config.generator, GeneratorConfig())
+    )
+    return with_it - without

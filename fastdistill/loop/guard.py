@@ -33,7 +33,7 @@ class Guard:
     def watch(self, before: State, step: Step) -> None:
         """Takes the findings of a step from the state before it."""
         self._pending.append((before, step))
-        if before.images.device.type == "cpu" or len(self._pending) >= _WINDOW:
+        if before.device.type == "cpu" or len(self._pending) >= _WINDOW:
             self.look()
 
     def look(self) -> None:

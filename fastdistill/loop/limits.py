@@ -58,6 +58,33 @@ class Limited:
         return moved, {**after, **kept}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Joint:
+    """A descent that takes no gradient longer than a bound, measured over all its tensors together.
+
+    Attributes:
+        descent: what moves.
+        norm: longest gradient of a run; 0 for any.
+    """
+
+    descent: Descent
+    norm: float
+
+    def start(self, learned: Mapping[str, Tensor]) -> Named:
+        """See `Descent`."""
+        return self.descent.start(learned)
+
+    def step(
+        self, learned: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Mapping[str, Tensor], number: int
+    ) -> tuple[Named, Named]:
+        """See `Descent`."""
+        if self.norm:
+            length = torch.linalg.vector_norm(torch.stack([_lengths(gradients[name]) for name in learned]), dim=0)
+            longest = torch.full_like(length, self.norm)
+            gradients = {name: _shortened(gradients[name], length, longest) for name in learned}
+        return self.descent.step(learned, gradients, moments, number)
+
+
 def _lengths(gradient: Tensor) -> Tensor:
     """Of each run, ``[R]``."""
     lengths: Tensor = torch.linalg.vector_norm(gradient.flatten(1), dim=1)

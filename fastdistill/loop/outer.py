@@ -59,8 +59,18 @@ class State:
 
     @property
     def images(self) -> Tensor:
-        """The synthetic images ``[R, C, M, D, H, W]``."""
+        """The synthetic images ``[R, C, M, D, H, W]``, where they are learned pixel by pixel."""
         return self.learned["images"]
+
+    @property
+    def runs(self) -> int:
+        """``R``."""
+        return next(iter(self.learned.values())).shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return next(iter(self.learned.values())).device
 
     def to(self, device: torch.device) -> State:
         """The same state on a device."""
@@ -96,7 +106,7 @@ class Best:
         if before is None:
             return cls(learned=state.learned, accuracy=accuracy, step=(state.step,) * len(accuracy))
         better = [new > old for new, old in zip(accuracy, before.accuracy, strict=True)]
-        mask = torch.tensor(better, device=state.images.device)
+        mask = torch.tensor(better, device=state.device)
         return cls(
             learned={
                 name: torch.where(mask.view(-1, *[1] * (value.ndim - 1)), value, before.learned[name])
@@ -112,8 +122,9 @@ class Step:
     """What one outer step found, all on the device.
 
     Attributes:
-        values: scalars ``outer/loss``, ``outer/loss_std`` (over the finite students), ``outer/grad_norm`` (of
-            the images) and ``outer/masked``, the number of students that were not finite; and what the method adds.
+        values: scalars ``outer/loss``, ``outer/loss_std`` (over the finite students), ``outer/grad_norm`` (of the
+            images, or of a generator's parameters) and ``outer/masked``, the number of students that were not finite;
+            and what the method adds.
         finite: bool ``[R·S]``.
         sound: bool scalar; False where too many students of a run, or the updated values of anything learned, were not
             finite. What is learned then stayed as it was.
@@ -138,7 +149,7 @@ def outer_step(method: Method, descent: Descent, state: State, *, masked_share: 
     finite, count = found.finite, found.finite.sum()
     learned, moments = descent.step(state.learned, found.gradients, state.moments, state.step)
     # the share is of each run's own students, so that a run fares among others as it would alone
-    per_run = finite.view(state.images.shape[0], -1)
+    per_run = finite.view(state.runs, -1)
     few = (per_run.shape[1] - per_run.sum(1) <= masked_share * per_run.shape[1]).all()
     sums = torch.stack([value.sum() for value in learned.values()])  # a sum is finite where its terms are
     sound = few & sums.isfinite().all()
@@ -147,7 +158,7 @@ def outer_step(method: Method, descent: Descent, state: State, *, masked_share: 
     values = {
         "outer/loss": (mean := torch.where(finite, found.loss, 0).sum() / count),
         "outer/loss_std": (torch.where(finite, found.loss - mean, 0).square().sum() / count).sqrt(),
-        "outer/grad_norm": torch.linalg.vector_norm(found.gradients["images"]),
+        "outer/grad_norm": _length(found.gradients),
         "outer/masked": len(finite) - count,
         **found.values,
     }
@@ -155,6 +166,13 @@ def outer_step(method: Method, descent: Descent, state: State, *, masked_share: 
     following = method.advance(learned, students, state.step)
     after = State(step=state.step + 1, learned=learned, moments=moments, students=following)
     return after, Step(values=values, finite=finite, sound=sound)
+
+
+def _length(gradients: Mapping[str, Tensor]) -> Tensor:
+    """Of the gradient in the images; in all that is learned, where a generator makes these."""
+    chosen = [gradients["images"]] if "images" in gradients else list(gradients.values())
+    length: Tensor = torch.linalg.vector_norm(torch.cat([gradient.flatten() for gradient in chosen]))
+    return length
 
 
 def outer_steps(

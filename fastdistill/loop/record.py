@@ -89,7 +89,7 @@ class Recorder:
         self._as_artefact, self._best = as_artefact, best
         self._hashes = {"config_hash": config_hash, "data_hash": data_hash}
         self._guard, self._say = Guard(method, self._note), say
-        self._device = state.images.device
+        self._device = state.device
         self._metrics = MetricsLog(folder / "metrics.jsonl", state.step)
         self._board = open_board(folder, state.step)
         self._begin = time.perf_counter() - elapsed_s

@@ -32,6 +32,7 @@ from fastdistill.loop.retry import retrying
 from fastdistill.loop.savings import savings
 from fastdistill.loop.setup import (
     as_distilled,
+    generator_of,
     initial_state,
     labels_of,
     learning_rate_of,
@@ -39,6 +40,7 @@ from fastdistill.loop.setup import (
     make_method,
     open_experts,
     replay_of,
+    shown_of,
 )
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
@@ -51,6 +53,8 @@ from fastdistill.method_configs import (
 )
 from fastdistill.progress import Silent
 from fastdistill.synthetic.distilled import load_file
+from fastdistill.synthetic.generator_file import FILE as GENERATOR_FILE
+from fastdistill.synthetic.generator_file import save_generator
 
 # settings that change where a run is read from and written to and what it says, but no bit of its result
 _PRESENTATION = (
@@ -161,7 +165,7 @@ def _run(
         if plan.torch_version != torch.__version__:
             progress.say(f"it began under torch {plan.torch_version}: under {torch.__version__} bits may differ")
     make = lru_cache(maxsize=1)(partial(make_method, config, train=train))
-    descent = make_descent(config.method)
+    descent = make_descent(config.method, config.generator)
     judging = Judge(
         config,
         train,
@@ -171,6 +175,7 @@ def _run(
         replay=partial(replay_of, config, train),
         learning_rate=partial(learning_rate_of, config),
         labels=lambda learned: labels_of(config, learned, train),
+        show=partial(shown_of, config, train),
     )
     # only now, so that settings which do not work out leave no folder that refuses their correction
     write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
@@ -183,7 +188,7 @@ def _run(
         predicted=predicted,
         method=make(plan),
         say=progress.say,
-        as_artefact=lambda learned: as_distilled(config, learned, train, data.name, digest),
+        as_artefact=lambda learned: as_distilled(config, shown_of(config, train, learned), train, data.name, digest),
         config_hash=digest,
         data_hash=learned_from,
         elapsed_s=elapsed,
@@ -210,6 +215,8 @@ def _run(
         raise Stopped(stop.asked)
     if state.step < steps:
         return None
+    if (generator := generator_of(config, train.shape, train.num_classes)) is not None:
+        save_generator(folder / GENERATOR_FILE, generator, state.learned)
     result = recorder.finish(state, arms := _arms(folder, digest, learned_from))
     if judge:
         measured: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ The one place that tells methods apart: `make_descent`, `make_method` and what i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,8 +24,10 @@ from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.plan import Batching, choose_batching, forward_cost
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.replay import Replay
-from fastdistill.loop.descent import Adam, Descent, Momentum
-from fastdistill.loop.limits import Limited
+from fastdistill.generator_config import GeneratorConfig
+from fastdistill.loop.decoded import Decoded, Shown, belongs
+from fastdistill.loop.descent import Adam, Descent, Momentum, Parted
+from fastdistill.loop.limits import Joint, Limited
 from fastdistill.loop.outer import Method, State
 from fastdistill.method_configs import (
     PAD_CROP_FLIP,
@@ -51,6 +54,7 @@ from fastdistill.methods.unrolled import (
 from fastdistill.students.ensemble import Ensemble, student_module
 from fastdistill.students.experts import Experts
 from fastdistill.synthetic.distilled import Distilled
+from fastdistill.synthetic.generator import Generator
 from fastdistill.synthetic.pixels import initial_pixels
 from fastdistill.synthetic.schedule import Schedule
 
@@ -68,11 +72,29 @@ def initial_state(config: RunConfig, plan: Plan, train: ImageStore) -> State:
         ValueError: for fewer real images than are to start from.
     """
     method, dtype = config.method, plan.torch_dtype
-    learned = {
-        "images": initial_pixels(train, method.start, ipc=config.ipc, runs=config.runs, seed=config.seed, dtype=dtype)
-    }
+    generator = generator_of(config, train.shape, train.num_classes)
+    if generator is None:
+        pixels = initial_pixels(train, method.start, ipc=config.ipc, runs=config.runs, seed=config.seed, dtype=dtype)
+        learned = {"images": pixels}
+    else:
+        learned = generator.initial(dtype=dtype, device=train.device)
     learned |= beside_images(config, train.num_classes, dtype=dtype, device=train.device)
-    return State(step=0, learned=learned, moments=make_descent(method).start(learned))
+    return State(step=0, learned=learned, moments=make_descent(method, config.generator).start(learned))
+
+
+def generator_of(config: RunConfig, shape: tuple[int, int, int], classes: int) -> Generator | None:
+    """What makes the images; None where they are learned pixel by pixel."""
+    if not config.generator.learned:
+        return None
+    return Generator(
+        config=config.generator, shape=shape, classes=classes, ipc=config.ipc, runs=config.runs, seed=config.seed
+    )
+
+
+def shown_of(config: RunConfig, train: ImageStore, learned: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """What is learned as images are judged and kept: with those that a generator makes in its place."""
+    generator = generator_of(config, train.shape, train.num_classes)
+    return learned if generator is None else Shown(generator, learned, config.method.steps)
 
 
 def beside_images(config: RunConfig, classes: int, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -86,8 +108,18 @@ def beside_images(config: RunConfig, classes: int, *, dtype: torch.dtype, device
     return {}
 
 
-def make_descent(method: MethodConfig) -> Descent:
-    """The outer optimiser of a method."""
+def make_descent(method: MethodConfig, generator: GeneratorConfig | None = None) -> Descent:
+    """The outer optimiser of a method, and of the generator where there is one."""
+    descent = _descent_of(method)
+    if generator is None or not generator.learned:
+        return descent
+    adam = Adam(rate=generator.learning_rate, beta1=generator.beta1, beta2=generator.beta2)
+    if isinstance(descent, Limited):
+        descent = replace(descent, factor=0.0, norm=0.0)  # what it bounds is not learned
+    return Parted(own=Joint(descent=adam, norm=generator.clip_norm), others=descent, belongs=belongs)
+
+
+def _descent_of(method: MethodConfig) -> Descent:
     if isinstance(method, MatchingConfig | DistributionConfig):
         return Momentum(rates={"images": method.image_learning_rate}, momentum=method.image_momentum)
     if isinstance(method, UnrolledConfig):
@@ -129,7 +161,7 @@ def make_method(
     *,
     experts: trajectory.Experts | None = None,
 ) -> Method:
-    """The configured method on a plan, sampling from the training images.
+    """The configured method on a plan, sampling from the training images, with what makes its images.
 
     Args:
         config: the run.
@@ -138,6 +170,15 @@ def make_method(
         primitive: makes the student's derivative.
         experts: of trajectory matching; the configured ones when not given.
     """
+    method = _method_of(config, plan, train, primitive, experts)
+    generator = generator_of(config, train.shape, train.num_classes)
+    return method if generator is None else Decoded(method=method, generator=generator)
+
+
+def _method_of(
+    config: RunConfig, plan: Plan, train: ImageStore, primitive: Primitive, experts: trajectory.Experts | None
+) -> Method:
+    """The method as it is for images that are learned pixel by pixel."""
     ensemble = Ensemble(config.student, train.shape, train.num_classes, seed=config.seed, dtype=plan.torch_dtype)
     labels = torch.arange(train.num_classes, device=train.device)[:, None].expand(-1, config.ipc)
     primitives = Primitives(

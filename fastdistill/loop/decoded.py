@@ -1,0 +1,101 @@
+"""A method whose images come from a generator: any method, since decoding stays outside of it.
+
+The method gives the derivative of its loss in the images as it always does; one reverse-mode pull-back takes it to the
+generator's parameters and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from torch import Tensor
+from torch.func import vjp
+
+from fastdistill.loop.outer import Method
+from fastdistill.methods.outer_gradient import OuterGradient
+from fastdistill.students.ensemble import Students
+from fastdistill.synthetic.generator import NOISE, PREFIX, Generator
+
+Learned = Mapping[str, Tensor]
+
+
+class Shown(Mapping[str, Tensor]):
+    """What a method learns from: ``images [R, C, M, D, H, W]`` in place of what the generator makes them from.
+
+    They are made when they are asked for, since many a method trains no students between its gradients.
+
+    Args:
+        generator: makes them.
+        learned: everything that is learned.
+        step: keys fresh noise.
+    """
+
+    def __init__(self, generator: Generator, learned: Learned, step: int) -> None:
+        self._generator, self._step = generator, step
+        self._own, self._others = _split(learned)
+
+    @cached_property
+    def _images(self) -> Tensor:
+        return self._generator.images(self._own, self._step)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor of a name."""
+        return self._images if name == "images" else self._others[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, the images first."""
+        return iter(("images", *self._others))
+
+    def __len__(self) -> int:
+        """How many."""
+        return 1 + len(self._others)
+
+
+def belongs(name: str) -> bool:
+    """Whether something that is learned is the generator's."""
+    return name == NOISE or name.startswith(PREFIX)
+
+
+def _split(learned: Learned) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The generator's part of what is learned, and the rest."""
+    own = {name: value for name, value in learned.items() if belongs(name)}
+    return own, {name: value for name, value in learned.items() if name not in own}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A method on the images of a generator.
+
+    Attributes:
+        method: as it is for pixels.
+        generator: makes the images.
+    """
+
+    method: Method
+    generator: Generator
+
+    def fresh(self, step: int) -> Students:
+        """See `Method`."""
+        return self.method.fresh(step)
+
+    def prepare(self, learned: Learned, students: Students, step: int) -> Students:
+        """See `Method`; students see the images that the gradient of this step is taken at."""
+        return self.method.prepare(Shown(self.generator, learned, step), students, step)
+
+    def gradient(self, learned: Learned, students: Students, step: int) -> OuterGradient:
+        """See `Method`; gradients in the generator's parameters and noise, and in what else is learned."""
+        own, others = _split(learned)
+        shown = vjp(lambda own: self.generator.images(own, step), own)
+        found = self.method.gradient({"images": shown[0], **others}, students, step)
+        gradients = dict(found.gradients)
+        return replace(found, gradients={**shown[1](gradients.pop("images"))[0], **gradients})
+
+    def advance(self, learned: Learned, students: Students, step: int) -> Students | None:
+        """See `Method`."""
+        return self.method.advance(Shown(self.generator, learned, step), students, step)
+
+    def locate(self, learned: Learned, students: Students, step: int, student: int) -> str:
+        """See `Method`."""
+        return self.method.locate(Shown(self.generator, learned, step), students, step, student)
