@@ -13,7 +13,7 @@ from functools import cached_property
 from torch import Tensor
 from torch.func import vjp
 
-from fastdistill.loop.outer import Method
+from fastdistill.loop.outer import Method, Warns
 from fastdistill.methods.outer_gradient import OuterGradient
 from fastdistill.students.ensemble import Students
 from fastdistill.synthetic.generator import NOISE, PREFIX, Generator
@@ -95,6 +95,10 @@ class Decoded:
     def advance(self, learned: Learned, students: Students, step: int) -> Students | None:
         """See `Method`."""
         return self.method.advance(Shown(self.generator, learned, step), students, step)
+
+    def warning(self, values: Mapping[str, float]) -> str | None:
+        """See `Warns`."""
+        return self.method.warning(values) if isinstance(self.method, Warns) else None
 
     def locate(self, learned: Learned, students: Students, step: int, student: int) -> str:
         """See `Method`."""

@@ -185,3 +185,13 @@ def test_a_student_that_is_not_finite_is_located():
     assert found.finite.tolist() == [True, False]
     assert all(bool(gradient.isfinite().all()) for gradient in found.gradients.values())
     assert method.locate(learned, drawn, 0, 1) and not method.locate(learned, drawn, 0, 0)
+
+
+def test_what_a_method_says_of_its_figures_is_said():
+    generator, _ = generators(KINDS[0])
+    config = ImplicitConfig(inner_steps=1, terms=1, alpha=0.5, real_batch=7)
+    method = Decoded(method=implicit.make(config, students=1)[0], generator=generator)
+    figures = {"implicit/eigenvalue_max": 8.0, "implicit/eigenvalue_min": 1.0}
+    assert "the series diverges" in method.warning(figures)
+    plain, *_ = matching.make(MatchingConfig(real_batch=6), students=2, ipc=IPC, device="cpu")
+    assert Decoded(method=plain, generator=generator).warning(figures) is None
