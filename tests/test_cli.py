@@ -147,7 +147,7 @@ def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys)
         (["experts", "--width=3"], "got '--width': did you mean --student.width"),
         (["experts", "--count=0"], "expected count of at least 1, got 0"),
         (["sample", "runs/x", "--num_images=0"], "expected num_images of at least 1, got 0"),
-        (["sample", "runs/x"], "--num_images"),
+        (["sample", "runs/x"], "expected a value of num_images, got nothing"),
         (["experts", "--storage=float16"], "expected storage among float32, bfloat16"),
         (["experts", "--data.source=mnits"], "got 'mnits': did you mean 'mnist'"),
         (["experts", "--config", "missing.yaml"], "missing.yaml"),
