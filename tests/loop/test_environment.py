@@ -42,9 +42,14 @@ CPU = torch.device("cpu")
 def test_memory_that_is_there_and_that_is_left():
     assert 0 < resident_memory() <= peak_memory_mb(CPU) * 1e6 * 1.01
     assert 0 < available_memory(CPU) < memory_limit(CPU)
-    before = resident_memory()
-    held = torch.ones(25_000_000)
-    assert resident_memory() - before > 0.9 * held.nbytes
+
+    def grown():
+        before = resident_memory()
+        held = torch.ones(25_000_000)
+        return (resident_memory() - before) / held.nbytes
+
+    # a kernel that is short of memory, or told to save it, takes other pages away meanwhile
+    assert max(grown() for _ in range(3)) > 0.9
 
 
 def test_freed_memory_can_be_given_back():
