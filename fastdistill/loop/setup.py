@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, assert_never
 
 import torch
 from torch import Tensor
@@ -140,7 +140,7 @@ def _descent_of(method: MethodConfig) -> Descent:
         return Limited(descent=momentum, floors={"rate": method.least_learning_rate, **_label_floor(learned)})
     if isinstance(method, ImplicitConfig):
         return Limited(descent=_of_images(method), norm=method.clip_norm, floors=_label_floor(method.learn_labels))
-    raise NotImplementedError
+    assert_never(method)
 
 
 def _of_images(method: ImplicitConfig) -> Descent:
@@ -237,19 +237,19 @@ def _method_of(
             chunk=plan.chunk,
             seed=config.seed,
         )
-    if not isinstance(config.method, UnrolledConfig):
-        raise NotImplementedError
-    return Unrolled(
-        config.method,
-        ensemble,
-        primitives,
-        _of_any_class(config, plan, train, config.method),
-        labels,
-        runs=config.runs,
-        students=config.students,
-        chunk=plan.chunk,
-        seed=config.seed,
-    )
+    if isinstance(config.method, UnrolledConfig):
+        return Unrolled(
+            config.method,
+            ensemble,
+            primitives,
+            _of_any_class(config, plan, train, config.method),
+            labels,
+            runs=config.runs,
+            students=config.students,
+            chunk=plan.chunk,
+            seed=config.seed,
+        )
+    assert_never(config.method)
 
 
 def open_experts(config: RunConfig, train: ImageStore, *, data_hash: str | None = None) -> Experts:

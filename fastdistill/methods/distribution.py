@@ -7,7 +7,7 @@ reverse mode along ``∂L/∂μ(synthetic) = 2 (μ(synthetic) − μ(real))``. `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from fastdistill.derivatives.locate import first_nonfinite
 from fastdistill.draws import Purpose
 from fastdistill.method_configs import DistributionConfig
 from fastdistill.methods.matching import Sample
-from fastdistill.methods.outer_gradient import OuterGradient, masked, per_finite_student
+from fastdistill.methods.outer_gradient import OuterGradient, pulled
 from fastdistill.methods.siamese import Siamese
 from fastdistill.students.ensemble import Ensemble, Students
 
@@ -108,20 +108,14 @@ class DistributionMatching:
             step: the outer step, which keys the real batches and augmentations.
         """
         images = learned["images"]
-        total, losses, finite = torch.zeros_like(images), [], []
-        for start in range(0, len(students.indices), self._chunk):
-            part = students.some(slice(start, start + self._chunk))
+
+        def matched(part: Students, start: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
             draw = self._siamese.draw(step, part.indices)
             shown, pull = self._siamese.synthetic(images, start, len(part.indices), draw)
             real = self._siamese.seen(self._real(part.indices, step), draw)
-            loss, cotangent = distribution_cotangent(self._embeddings, part.weights, part.buffers, real, shown)
-            sound = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()  # a sum is finite where its terms are
-            total += pull(masked(cotangent, sound))
-            losses.append(loss)
-            finite.append(sound)
-        whole = torch.cat(finite)
-        mean = per_finite_student(total, whole, self._per_run)
-        return OuterGradient(gradients={"images": mean}, loss=torch.cat(losses), finite=whole)
+            return *distribution_cotangent(self._embeddings, part.weights, part.buffers, real, shown), pull
+
+        return pulled(images, students, self._chunk, self._per_run, matched)
 
     def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
         """Where a network of ``students`` stopped being finite at a step; see `first_nonfinite`."""

@@ -18,7 +18,7 @@ from fastdistill.derivatives.functional import Buffers, Functional
 from fastdistill.derivatives.locate import first_nonfinite
 from fastdistill.draws import Purpose
 from fastdistill.method_configs import MatchingConfig
-from fastdistill.methods.outer_gradient import OuterGradient, masked, per_finite_student
+from fastdistill.methods.outer_gradient import OuterGradient, pulled
 from fastdistill.methods.primitives import Primitives
 from fastdistill.methods.siamese import Siamese
 from fastdistill.students.ensemble import Ensemble, Students
@@ -174,33 +174,22 @@ class GradientMatching:
             step: the outer step, which keys the real batches and augmentations.
         """
         images = learned["images"]
-        total, losses, finite = torch.zeros_like(images), [], []
-        for start in range(0, len(students.indices), self._chunk):
-            part = students.some(slice(start, start + self._chunk))
-            pulled, loss, sound = self._chunk_gradient(images, part, start, step)
-            total += pulled
-            losses.append(loss)
-            finite.append(sound)
-        whole = torch.cat(finite)
-        mean = per_finite_student(total, whole, self._per_run)
-        return OuterGradient(gradients={"images": mean}, loss=torch.cat(losses), finite=whole)
 
-    def _chunk_gradient(
-        self, images: Tensor, students: Students, start: int, step: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        draw = self._siamese.draw(step, students.indices)
-        shown, pull = self._siamese.synthetic(images, start, len(students.indices), draw)
-        loss, cotangent = matching_cotangent(
-            self._primitives.real,
-            self._primitives.synthetic,
-            students.weights,
-            students.buffers,
-            self._real(students.indices, step, draw),
-            Batch(images=shown, labels=self._labels),
-            self.matching,
-        )
-        finite = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()  # a sum is finite where its terms are
-        return pull(masked(cotangent, finite)), loss, finite
+        def matched(part: Students, start: int) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+            draw = self._siamese.draw(step, part.indices)
+            shown, pull = self._siamese.synthetic(images, start, len(part.indices), draw)
+            loss, cotangent = matching_cotangent(
+                self._primitives.real,
+                self._primitives.synthetic,
+                part.weights,
+                part.buffers,
+                self._real(part.indices, step, draw),
+                Batch(images=shown, labels=self._labels),
+                self.matching,
+            )
+            return loss, cotangent, pull
+
+        return pulled(images, students, self._chunk, self._per_run, matched)
 
     def _real(self, indices: Tensor, step: int, draw: dsa.Draw | None) -> Batch:
         real = self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch)

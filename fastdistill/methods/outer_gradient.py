@@ -62,6 +62,35 @@ def gathered(
     return OuterGradient(gradients=means, loss=torch.cat(losses), finite=whole)
 
 
+def pulled(
+    images: Tensor,
+    students: Students,
+    chunk: int,
+    per_run: int,
+    matched: Callable[[Students, int], tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]],
+) -> OuterGradient:
+    """The gradient in images that students see through a view of their own, from chunks of students.
+
+    Args:
+        images: ``[R, C, M, D, H, W]``.
+        students: of all runs ``[R·S]``.
+        chunk: most students at once.
+        per_run: ``S``.
+        matched: maps some students and the place of the first to their losses ``[S']``, the derivative of each one's
+            own loss in what it saw ``[S', C, M, D, H, W]``, and what takes such derivatives to their sum by run.
+    """
+    total, losses, finite = torch.zeros_like(images), [], []
+    for start in range(0, len(students.indices), chunk):
+        loss, cotangent, pull = matched(students.some(slice(start, start + chunk)), start)
+        sound = loss.isfinite() & cotangent.flatten(1).sum(1).isfinite()  # a sum is finite where its terms are
+        total += pull(masked(cotangent, sound))
+        losses.append(loss)
+        finite.append(sound)
+    whole = torch.cat(finite)
+    mean = per_finite_student(total, whole, per_run)
+    return OuterGradient(gradients={"images": mean}, loss=torch.cat(losses), finite=whole)
+
+
 def per_finite_student(total: Tensor, finite: Tensor, students: int) -> Tensor:
     """Sums over finite students ``[R, ...]`` as means, from the flags ``[R·S]`` and ``S``."""
     count = finite.view(-1, students).sum(1).clamp(min=1).view(-1, *[1] * (total.ndim - 1))
