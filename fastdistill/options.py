@@ -228,26 +228,41 @@ def _usage(verb: str) -> Iterator[None]:
         raise SystemExit(2) from None
 
 
-def experts_parser(preset: str | None) -> Parser:
-    """The parser of ``experts``: defaults < data and student of a run's preset < ``--config`` file < flags."""
+def _terse_parser(verb: str, description: str, settings: type) -> Parser:
+    """The parser of a verb whose options are the fields of one class of settings, with help of one screen."""
     parser = Parser(
-        prog="fastdistill experts",
-        usage="fastdistill experts [PRESET] [--config FILE] [--name value ...]",
-        description="Train experts for trajectory matching. PRESET, a run's, lends its data and its student.",
+        prog=f"fastdistill {verb}",
+        usage=f"fastdistill {verb} [PRESET] [--config FILE] [--name value ...]",
+        description=description,
         formatter_class=_Terse,
     )
     parser.add_argument("--config", action="config", help="a YAML file of these options")
-    parser.add_class_arguments(ExpertsConfig, as_group=False)
+    parser.add_class_arguments(settings, as_group=False)
     for action in parser._actions:
         if action.dest in ("data", "student", *_BEGINNINGS):
             action.help = SUPPRESS
         elif action.dest == "print_config":
             action.help = "print these options as such a file"
+    return parser
+
+
+def _lent(preset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run's preset lends of its data and student, by dotted name, and all that it says."""
+    values = yaml.safe_load(preset_path(preset).read_text(encoding="utf-8"))
+    lent = {f"{group}.{name}": value for group in ("data", "student") for name, value in values[group].items()}
+    # students begin with weights of their own, whatever the preset's do
+    return {name: lent[name] for name in lent if name not in _BEGINNINGS}, values
+
+
+def experts_parser(preset: str | None) -> Parser:
+    """The parser of ``experts``: defaults < data and student of a run's preset < ``--config`` file < flags."""
+    parser = _terse_parser(
+        "experts",
+        "Train experts for trajectory matching. PRESET, a run's, lends its data and its student.",
+        ExpertsConfig,
+    )
     if preset is not None:
-        values = yaml.safe_load(preset_path(preset).read_text(encoding="utf-8"))
-        lent = {f"{group}.{name}": value for group in ("data", "student") for name, value in values[group].items()}
-        # experts begin with weights of their own, whatever the preset's students do
-        parser.set_defaults({name: lent[name] for name in lent if name not in _BEGINNINGS})
+        parser.set_defaults(_lent(preset)[0])
     return parser
 
 
@@ -265,23 +280,14 @@ def parse_experts(words: Sequence[str]) -> ExpertsConfig:
 
 def baseline_parser(preset: str | None) -> Parser:
     """The parser of ``baseline``: defaults < what a run's preset lends < ``--config`` file < flags."""
-    parser = Parser(
-        prog="fastdistill baseline",
-        usage="fastdistill baseline [PRESET] [--config FILE] [--name value ...]",
-        description="Judge real images instead of distilled ones. PRESET lends its data, student, ipc and protocol.",
-        formatter_class=_Terse,
+    parser = _terse_parser(
+        "baseline",
+        "Judge real images instead of distilled ones. PRESET lends its data, student, ipc and protocol.",
+        BaselineConfig,
     )
-    parser.add_argument("--config", action="config", help="a YAML file of these options")
-    parser.add_class_arguments(BaselineConfig, as_group=False)
-    for action in parser._actions:
-        if action.dest in ("data", "student", *_BEGINNINGS):
-            action.help = SUPPRESS
-        elif action.dest == "print_config":
-            action.help = "print these options as such a file"
     if preset is not None:
-        values = yaml.safe_load(preset_path(preset).read_text(encoding="utf-8"))
-        lent = {f"{group}.{name}": value for group in ("data", "student") for name, value in values[group].items()}
-        lent = {name: lent[name] for name in lent if name not in _BEGINNINGS} | {"ipc": values["ipc"]}
+        lent, values = _lent(preset)
+        lent["ipc"] = values["ipc"]
         # real images have no steps of their own
         if values["evaluation"]["protocol"] != "own":
             lent["protocol"] = values["evaluation"]["protocol"]
