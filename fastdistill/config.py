@@ -140,6 +140,8 @@ class RunConfig:
         students: students per outer step; their mean gradient moves the images.
         runs: independent runs, distilled as one program.
         seed: of every draw.
+        seconds: most seconds of distilling, selections left out: the run ends with the first step after them, or at
+            the method's steps; 0 for these alone. How far it comes is then the machine's.
         data: the real images.
         student: the network.
         method: the distillation method.
@@ -162,6 +164,7 @@ class RunConfig:
     students: int = 1
     runs: int = 1
     seed: int = 0
+    seconds: float = 0.0
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     method: MethodConfig = field(default_factory=MatchingConfig)
@@ -183,6 +186,7 @@ class RunConfig:
         at_least(1, ipc=self.ipc, students=self.students, runs=self.runs)
         at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
         at_least(0, threads=self.threads, chunk=self.chunk, picture_every=self.picture_every, seed=self.seed)
+        at_least(0, seconds=self.seconds)
         if not 0 <= self.max_masked_share < 1:
             raise ValueError(f"expected a max_masked_share in [0, 1), got {self.max_masked_share}: it is a share")
         method, protocol = self.method, self.evaluation.protocol

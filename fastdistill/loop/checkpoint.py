@@ -38,7 +38,7 @@ class Checkpoint:
         state: of the outer loop.
         best: the selected images; None before the first selection.
         plan: how the run is computed.
-        elapsed_s: wall-clock time of the run so far.
+        elapsed_s: time distilled so far, in seconds.
     """
 
     state: State
@@ -74,7 +74,7 @@ def save_checkpoint(
         plan: how it was computed.
         config_hash: of the run's configuration.
         data_hash: of what it learns from: the real images, and experts where it follows such.
-        elapsed_s: wall-clock time of the run so far.
+        elapsed_s: time distilled so far, in seconds.
 
     Raises:
         OSError: naming the file that could not be written; the checkpoints before are as they were.

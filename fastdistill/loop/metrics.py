@@ -38,7 +38,7 @@ class MetricsLog:
             write_whole(path, "".join(f"{line}\n" for line in kept).encode())
 
     def write(self, step: int, time_s: float, values: Mapping[str, float]) -> None:
-        """Appends the values of a step; ``time_s`` is the wall-clock time of the run."""
+        """Appends the values of a step; ``time_s`` is the time distilled so far."""
         self._remember(values)
         self._append({"step": step, "time_s": round(time_s, 3), **values})
 

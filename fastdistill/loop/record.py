@@ -62,7 +62,7 @@ class Recorder:
         as_artefact: makes the artefact of what is learned.
         config_hash: of the configuration.
         data_hash: of the real images, and of the experts that are followed.
-        elapsed_s: wall-clock time of the run before this start.
+        elapsed_s: time that was distilled before this start.
         state: the state it starts from.
         best: the images selected before this start.
     """
@@ -99,7 +99,14 @@ class Recorder:
         self._warns: Warns | None = method if isinstance(method, Warns) else None
         self._warned: set[str] = set()
 
-    def after_step(self, before: State, state: State, found: Step, plan: Plan, *, last: bool, advance: Advance) -> None:
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the run has distilled as long as it may."""
+        return bool(self._config.seconds) and self._elapsed() >= self._config.seconds
+
+    def after_step(
+        self, before: State, state: State, found: Step, plan: Plan, *, last: bool, end: bool, advance: Advance
+    ) -> None:
         """Logs, selects, pictures and saves as often as the configuration says, and at the last step of this start.
 
         Args:
@@ -108,6 +115,7 @@ class Recorder:
             found: what it found.
             plan: what it was computed by; one that ran out of memory has given way to a smaller one.
             last: whether this start ends here.
+            end: whether the run does.
             advance: moves the progress.
 
         Raises:
@@ -122,7 +130,7 @@ class Recorder:
             self._values = {}
         advance(step, self._remark)
         every = config.evaluation.validation_every
-        if every and (step % every == 0 or step == config.method.steps):
+        if every and (step % every == 0 or end):
             self._select(state)
         if config.picture_every and step % config.picture_every == 0:
             self._picture(step, f"images-{step:06d}.png", self._as_artefact(state.learned))
@@ -270,7 +278,9 @@ class Recorder:
         return line["outer/loss"]
 
     def _select(self, state: State) -> None:
+        begin = time.perf_counter()
         score = self._judge.validate(state.learned)
+        self._begin += time.perf_counter() - begin  # a selection is no distilling
         values = {"validation/acc_mean": score.mean, "validation/acc_std": score.std}
         self._write(state.step, values)
         per_run = torch.tensor(score.per_student).view(self._config.runs, -1).mean(1)

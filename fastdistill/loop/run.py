@@ -196,9 +196,10 @@ def _run(
         best=best,
     )
     steps, first = config.method.steps, state.step
+    over = state.step == steps or (state.step > 0 and recorder.out_of_time)
     end = steps if stop_after is None else min(steps, stop_after)
     with progress.stage("distilling", steps, state.step) as advance, stop.deferred():
-        while state.step < end and not stop.asked:
+        while state.step < end and not stop.asked and not over:
 
             def attempt(plan: Plan, state: State = state) -> tuple[State, Step]:
                 step = partial(outer_step, make(plan), descent, state, masked_share=config.max_masked_share)
@@ -206,14 +207,15 @@ def _run(
 
             plan, (following, found) = retrying(plan, attempt, progress.say)
             before, state = state, following
-            last = state.step == end or bool(stop.asked)
-            recorder.after_step(before, state, found, plan, last=last, advance=advance)
+            over = state.step == steps or recorder.out_of_time
+            last = over or state.step == end or bool(stop.asked)
+            recorder.after_step(before, state, found, plan, last=last, end=over, advance=advance)
         if stop.asked:
             recorder.save(state)
     if stop.asked:
         progress.say(f"saved step {state.step} of {steps}")
         raise Stopped(stop.asked)
-    if state.step < steps:
+    if not over:
         return None
     if (generator := generator_of(config, train.shape, train.num_classes)) is not None:
         save_generator(folder / GENERATOR_FILE, generator, state.learned)

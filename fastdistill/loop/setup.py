@@ -398,5 +398,12 @@ def as_distilled(
         config_hash=digest,
         schedule=schedule_of(config, learned, train.num_classes),
         learning_rate=learning_rate_of(config, learned),
-        details={"name": config.name, "steps": str(method.steps)},
+        details={"name": config.name, **_length(config)},
     )
+
+
+def _length(config: RunConfig) -> dict[str, str]:
+    """How long the images were distilled, as far as the configuration knows."""
+    if config.seconds:
+        return {"seconds": f"{config.seconds:g}"}
+    return {"steps": str(config.method.steps)}

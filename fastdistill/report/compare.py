@@ -123,7 +123,7 @@ def _row(label: str, href: str, run: RunFolder, arm: Mapping[str, Any], layers: 
         words(facts.architecture(run), layers, look="whole"),
         words(facts.data_set(run)),
         *(setting(run.config.get(key)) for key in ("ipc", "students", "runs")),
-        setting(part(run.config, "method").get("steps")),
+        figure(facts.steps(run), count),
         figure(facts.seconds(run), duration),
         figure(facts.step_seconds(run), duration),
         figure(facts.peak_mb(run), megabytes),

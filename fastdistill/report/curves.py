@@ -1,4 +1,4 @@
-"""The course of one run: loss and accuracy against step and wall clock."""
+"""The course of one run: loss and accuracy against step and time of distilling."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def save_curves(
 
 
 def curves(metrics: Sequence[Mapping[str, Any]], title: str, *, arms: Sequence[Mapping[str, Any]] = ()) -> bytes:
-    """Loss and validation accuracy against step, with wall-clock time above, as a PNG file.
+    """Loss and validation accuracy against step, with time of distilling above, as a PNG file.
 
     Bands and bars are one standard deviation. Accuracies are shares in ``[0, 1]``, shown in per cent.
 
@@ -138,5 +138,5 @@ def _wall_clock(axes: Axes, metrics: Sequence[Mapping[str, Any]]) -> None:
     above = axes.twiny()
     above.set_xlim(axes.get_xlim())
     above.set_xticks(np.interp(unit * ticks, seconds, steps), [f"{tick:g}" for tick in ticks])
-    above.set_xlabel(f"wall clock ({name})", fontsize="small", color="0.35")
+    above.set_xlabel(f"time of distilling ({name})", fontsize="small", color="0.35")
     above.tick_params(labelsize="small", colors="0.35", length=2)

@@ -51,10 +51,16 @@ def reference(run: RunFolder, name: str) -> Mapping[str, Any]:
 
 
 def seconds(run: RunFolder) -> float | None:
-    """Wall-clock time of the distillation; an unfinished run's so far."""
+    """Time of the distillation, selections left out; an unfinished run's so far."""
     found = number(run.results.get("distill_s"))
     elapsed = _recorded(run, "time_s")
     return found if found is not None or not elapsed else elapsed[-1]
+
+
+def steps(run: RunFolder) -> float | None:
+    """Steps of a finished run, which may have ended by its time; of another, those it is to have."""
+    found = number(run.results.get("steps"))
+    return number(part(run.config, "method").get("steps")) if found is None else found
 
 
 def step_seconds(run: RunFolder) -> float | None:

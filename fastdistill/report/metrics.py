@@ -65,7 +65,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def without_judgement(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records of the run itself; the judgement comes after its last step and would stretch its wall clock."""
+    """The records of the run itself; the judgement comes after its last step and would stretch its clock."""
     return [record for record in metrics if not any(str(name).startswith("eval/") for name in record)]
 
 
@@ -79,7 +79,7 @@ def series(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[Array, Array
 
 
 def course(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[Array, Array, Array]:
-    """Steps, ascending, wall-clock seconds (not-a-number where they are missing) and values of a metric."""
+    """Steps, ascending, seconds of distilling (not-a-number where they are missing) and values of a metric."""
     found = {record["step"]: record for record in metrics if isinstance(record.get(key), (int, float))}
     steps = sorted(found)
     seconds, values = (

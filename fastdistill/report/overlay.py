@@ -26,7 +26,7 @@ _LOSS, _ACCURACY, _SPREAD = "outer/loss", "validation/acc_mean", "validation/acc
 
 
 def overlay(runs: Runs) -> bytes:
-    """Loss and validation accuracy of runs, against step and against wall clock, as a PNG file.
+    """Loss and validation accuracy of runs, against step and against time of distilling, as a PNG file.
 
     Bars and bands of the accuracy are one standard deviation. What no run measured has no panel, and a run that
     measured nothing no line.
@@ -56,7 +56,7 @@ def overlay(runs: Runs) -> bytes:
         row[0].set_ylabel("loss" if key == _LOSS else "validation accuracy (%)")
     panels[-1, 0].set_xlabel("step")
     panels[-1, 0].set_xlim(0, 1.02 * max(1.0, *(step for step, _ in ends)))
-    panels[-1, 1].set_xlabel(f"wall clock ({unit_name})")
+    panels[-1, 1].set_xlabel(f"time of distilling ({unit_name})")
     panels[-1, 1].set_xlim(0, 1.02 * max(1e-3, *(seconds / unit for _, seconds in ends)))
     handles = [_handle(name, style) for (name, _), style in zip(runs, _styles(len(runs)), strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
@@ -98,7 +98,7 @@ def _ends(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]
 
 
 def _panel(axes: Axes, runs: Runs, key: str, *, seconds: float | None) -> None:
-    """Draws a metric of all runs against wall-clock time in units of some seconds, or against step where None."""
+    """Draws a metric of all runs against time of distilling in units of some seconds, or against step where None."""
     found = [course(metrics, key) for _, metrics in runs]
     scale = 100.0 if key == _ACCURACY else 1.0
     for (_, metrics), (steps, clock, values), style in zip(runs, found, _styles(len(runs)), strict=True):

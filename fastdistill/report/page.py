@@ -39,7 +39,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     page = render(
         "run.html",
         title=run.name,
-        summary=_summary(run.config),
+        summary=_summary(run),
         remarks=run.remarks,
         arms=_arms(run),
         evaluations=evaluations_table([(run.name, run)]),
@@ -57,7 +57,9 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     return path
 
 
-def _summary(config: Mapping[str, Any]) -> list[str]:
+def _summary(run: RunFolder) -> list[str]:
+    config, steps = run.config, facts.steps(run)
+
     def counted(key: str, one: str, many: str) -> str:
         return f"{config.get(key, '?')} {one if config.get(key) == 1 else many}"
 
@@ -66,7 +68,7 @@ def _summary(config: Mapping[str, Any]) -> list[str]:
         counted("ipc", "image per class", "images per class"),
         counted("students", "student a step", "students a step"),
         counted("runs", "run", "runs"),
-        f"{part(config, 'method').get('steps', '?')} steps",
+        f"{'?' if steps is None else f'{steps:.0f}'} steps",
         f"seed {config.get('seed', '?')}",
     ]
 

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
+from fastdistill.evaluation.arms import Judge
 from fastdistill.loop.run import run
 from fastdistill.method_configs import matching_recipe
 
@@ -57,3 +58,39 @@ def test_pictures_of_floats_span_their_own_range(config, tmp_path):
     gray = np.asarray(Image.open(tmp_path / "run" / "images.png").convert("L"), dtype=float)
     cells = gray[:, gray.shape[1] // 2 :]  # right of the class names
     assert ((cells > 20) & (cells < 235)).mean() > 0.5
+
+
+class Clock:
+    """Moves on by a second whenever it is read."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        self.now += 1
+        return self.now
+
+
+def test_a_run_ends_when_its_time_is_over_and_a_selection_takes_none_of_it(config, tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("fastdistill.loop.record.time", clock)
+    validate = Judge.validate
+
+    def slowly(judge, learned):
+        clock.now += 1000
+        return validate(judge, learned)
+
+    monkeypatch.setattr(Judge, "validate", slowly)
+    method = replace(config.method, steps=500)
+    result = run(replace(config, method=method, seconds=60.0))
+    steps = result.table["steps"]
+    assert 3 < steps < 60 and 60 <= result.table["distill_s"] < 80
+    assert result.table["complete"] and result.distilled.details["seconds"] == "60"
+    assert [line["step"] for line in lines(tmp_path / "run") if "validation/acc_mean" in line][-1] == steps
+    again = run(replace(config, method=method, seconds=60.0))
+    assert again.table == json.loads(json.dumps(result.table))
+
+
+def test_a_run_without_any_time_takes_one_step_and_one_that_was_stopped_late_no_further(config, tmp_path):
+    assert run(replace(config, seconds=1e-9, name="short"), judge=False).table["steps"] == 1
+    assert run(replace(config, seconds=1e9, name="long"), judge=False).table["steps"] == 6

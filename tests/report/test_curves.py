@@ -63,7 +63,7 @@ def test_curves_show_loss_on_a_logarithmic_axis_accuracy_and_both_clocks(
     assert (band.ymin, band.ymax) == pytest.approx((0.05 * 0.2, 11.0))
     line = next(line for line in accuracy.lines if len(line.get_xdata()) == 5 and line.get_linestyle() == "-")
     assert line.get_ydata().tolist() == [50.0] * 5
-    assert above.get_xlabel() == "wall clock (min)"
+    assert above.get_xlabel() == "time of distilling (min)"
     assert dict(zip(above.get_xticks(), (t.get_text() for t in above.get_xticklabels()), strict=True))[240] == "2"
 
 
@@ -98,7 +98,7 @@ def test_test_accuracies_are_level_lines_each_once(tmp_path: Path, monkeypatch: 
 def test_the_judgement_does_not_stretch_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged = [*FULL, {"step": 500, "time_s": 9000.0, "eval/random real/acc_mean": 0.5}]
     figure = drawn_by(tmp_path / "curves.png", monkeypatch, judged, "name")
-    assert figure.axes[2].get_xlabel() == "wall clock (min)"
+    assert figure.axes[2].get_xlabel() == "time of distilling (min)"
 
 
 def test_the_clock_stands_at_the_steps_that_were_reached_at_round_times(

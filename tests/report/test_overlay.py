@@ -40,7 +40,7 @@ def test_both_metrics_stand_against_step_and_wall_clock(monkeypatch: pytest.Monk
     assert line.get_xdata().tolist() == pytest.approx([120.5 / 60, 240.5 / 60, 360.5 / 60])
     assert line.get_ydata().tolist() == pytest.approx([10, 20, 30])
     assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "", "validation accuracy (%)", ""]
-    assert (accuracy.get_xlabel(), accuracy_clock.get_xlabel()) == ("step", "wall clock (min)")
+    assert (accuracy.get_xlabel(), accuracy_clock.get_xlabel()) == ("step", "time of distilling (min)")
     assert accuracy_clock.get_xlim() == pytest.approx((0, 1.02 * 360.5 / 60)) and loss.get_xlim() == (0, 1.02 * 5)
     bars = accuracy.collections[0].get_segments()[0]
     assert bars[:, 1].tolist() == pytest.approx([5, 15])
@@ -72,4 +72,4 @@ def test_names_are_no_mathematics_and_of_bounded_length(monkeypatch: pytest.Monk
 def test_the_judgement_and_missing_clocks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = [*run(3, accuracy=False), {"step": 3, "time_s": 9000.0, "eval/random real/acc_mean": 0.5}]
     figure, _ = drawn(monkeypatch, [("a", judged), ("no clock", [{"step": 2, "outer/loss": 1.0}])])
-    assert figure.axes[1].get_xlim() == pytest.approx((0, 1.02 * 3)) and figure.axes[1].get_xlabel() == "wall clock (s)"
+    assert figure.axes[1].get_xlim() == pytest.approx((0, 1.02 * 3)) and figure.axes[1].get_xlabel() == "time of distilling (s)"
