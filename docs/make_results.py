@@ -9,6 +9,7 @@ Run ``python docs/make_results.py``; with ``--check`` it writes nothing and exit
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from fastdistill.comparison_config import ARMS
 from fastdistill.config import StudentConfig, preset_path, presets
 from fastdistill.method_configs import METHODS
 from fastdistill.report import facts
+from fastdistill.report.comparison import SIZE_PLOT, TIME_PLOT, markdown, read_comparison_folder
 from fastdistill.report.folder import RunFolder, part, read_run
 from fastdistill.report.formats import duration
 
@@ -134,6 +137,22 @@ def comparison(run: RunFolder, recipe: Preset | None) -> tuple[str, str]:
     return f"{len(changed)} differ", f"Settings that differ from `{recipe.name}`: {listed}."
 
 
+def about_comparison(path: Path, results: Path, folder: Path) -> dict[str, Any]:
+    """What the page shows of a comparison: its name and place, table, plots, and the images of its arms."""
+    link, found = Path(os.path.relpath(path, folder)).as_posix(), read_comparison_folder(path)
+    arms = [row.name for row in found.rows if row.run is not None and (path / ARMS / row.name / "images.png").is_file()]
+    environment = json.loads((path / "environment.json").read_bytes())
+    return {
+        "name": found.name,
+        "link": f"[{path.relative_to(results).as_posix()}]({link})",
+        "table": markdown(found),
+        "plots": [f"{link}/{name}" for name in (TIME_PLOT, SIZE_PLOT) if (path / name).is_file()],
+        "arms": [(name, f"{link}/{ARMS}/{name}/images.png") for name in arms],
+        "commit": environment.get("git_commit", "unknown"),
+        "machine": environment.get("gpu", {}).get("name") or f"{environment['cpu']}, {environment['threads']} threads",
+    }
+
+
 def make_page(results: Path, published: Path, folder: Path) -> str:
     """The page's text.
 
@@ -144,7 +163,9 @@ def make_page(results: Path, published: Path, folder: Path) -> str:
     """
     known = [read_preset(name) for name in presets()]
     figures = published_figures(yaml.safe_load(published.read_text(encoding="utf-8")))
-    runs = {path.parent: read_run(path.parent) for path in sorted(results.glob("*/*/config.yaml"))}
+    folders = [path.parent for path in sorted(results.glob("*/*/config.yaml"))]
+    compared = [path for path in folders if (path / ARMS).is_dir()]
+    runs = {path: read_run(path) for path in folders if path not in compared}
     judged = {path: run for path, run in runs.items() if any(map(facts.is_distilled, run.arms))}
     placed = [(*identify(run, known), path, run) for path, run in judged.items()]
     rows: list[dict[str, Any]] = []
@@ -178,7 +199,9 @@ def make_page(results: Path, published: Path, folder: Path) -> str:
     # Markdown, not HTML: nothing is to be escaped
     pages = Environment(loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True, autoescape=False)
     left = [path.relative_to(results).as_posix() for path in runs if path not in judged]
-    return pages.get_template(TEMPLATE).render(rows=rows, sources=sources, left=left).rstrip() + "\n"
+    comparisons = [about_comparison(path, results, folder) for path in compared]
+    page = pages.get_template(TEMPLATE).render(rows=rows, sources=sources, left=left, comparisons=comparisons)
+    return page.rstrip() + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -19,6 +19,7 @@ from fastdistill.config import StudentConfig, preset_path, presets
 from fastdistill.failures import RunFailed, Stopped
 from fastdistill.options import (
     parse_baseline,
+    parse_compare,
     parse_evaluate,
     parse_experts,
     parse_export,
@@ -44,6 +45,7 @@ Distils a training set into a handful of synthetic images.
   fastdistill evaluate RUN [options]       train fresh students on a run's images and test them
   fastdistill export RUN --to FORM         write a run's images for other programs: safetensors, png, pt, hf
   fastdistill report RUN...                write one page about a run, or comparing several
+  fastdistill compare FILE [options]       distil arms at equal time or steps, one table of tests they have not seen
   fastdistill sample RUN --num_images N    draw labelled images from the generator of a finished run
   fastdistill experts [PRESET] [options]   train experts for trajectory matching
   fastdistill baseline [PRESET] [options]  judge coresets and other baselines: what distilled images have to beat
@@ -73,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": _export,
         "report": _report,
         "sample": _sample,
+        "compare": _compare,
         "experts": _experts,
         "baseline": _baseline,
         "presets": _presets,
@@ -219,6 +222,33 @@ def _sample(words: list[str]) -> int:
 
     output = Path(options.output) if options.output else None
     print(sample_run(Path(options.run), num_images=options.num_images, seed=options.seed, output=output))
+    return DONE
+
+
+def _compare(words: list[str]) -> int:
+    options = parse_compare(words)
+    from fastdistill.comparison_file import read_comparison
+
+    changes: dict[str, Any] = {name: options[name] for name in ("device",) if options[name]}
+    changes |= {"seed": options.seed} if options.seed >= 0 else {}
+    changes |= {"data": {"root": options["data.root"]}} if options["data.root"] else {}
+    budget = {name: options[name] for name in ("seconds", "steps") if options[name]}
+    try:
+        config = read_comparison(options.file, output=options.output, name=options.name, **budget, **changes)
+    except ValueError as error:
+        return _complain(str(error), USAGE)
+    from fastdistill.loop.comparison import run_comparison
+    from fastdistill.loop.stop import Stop
+    from fastdistill.progress import Talkative
+
+    stop = Stop(_tell)
+    with stop.on_signals():
+        table = run_comparison(config, progress=Talkative(), stop=stop)
+    print((config.folder / "table.md").read_text(encoding="utf-8"), end="")
+    print(f"everything is in {config.folder}/ — open report.html")
+    failed = [name for name, row in table["arms"].items() if row["failed"]]
+    if failed:
+        return _complain(f"expected every arm to finish, got {failed[0]} failed: repeat the command", FAILED)
     return DONE
 
 

@@ -22,11 +22,13 @@ from jsonargparse import SUPPRESS, ArgumentParser, DefaultHelpFormatter, Namespa
 
 from fastdistill.baseline_config import BaselineConfig
 from fastdistill.checks import at_least, one_of
+from fastdistill.comparison_config import comparisons
 from fastdistill.config import DEVICES, RunConfig, StudentConfig, preset_path
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.method_configs import METHODS
 
 DEFAULT_PRESET = "dc/digits-1"
+_ONLY_ASKED = ("initialization", "pretrained")
 _BEGINNINGS = ("student.initialization", "student.pretrained")
 # what jsonargparse and argparse say, and what users are told
 _COMPLAINTS = [
@@ -47,6 +49,8 @@ _COMPLAINTS = [
 
 class Parser(ArgumentParser):
     """A parser of one verb."""
+
+    where = ""  # stands what it parses, if not on the command line
 
     def parse(self, words: Sequence[str]) -> Namespace:
         """Parses the words of a verb.
@@ -70,7 +74,7 @@ class Parser(ArgumentParser):
                 message = sentence.format(**found.groupdict())
                 break
         hint = "" if message.startswith("expected") and ": " in message else f": see {self.prog} --help"
-        print(f"{self.prog}: {message}{hint}", file=sys.stderr)
+        print(f"{self.prog}: {message}{self.where}{hint}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -125,6 +129,24 @@ def parse_run(words: Sequence[str]) -> RunConfig:
         raise SystemExit(2) from None
 
 
+def run_of(values: Mapping[str, Any], where: str) -> RunConfig:
+    """The configuration of a run from nested options, as a file of them has.
+
+    Args:
+        values: the options; the rest is the default.
+        where: they stand, for complaints.
+
+    Raises:
+        ValueError: for keys that no run has, or values that cannot be.
+        SystemExit: with code 2, after one sentence on stderr, for values of another type.
+    """
+    check_keys(values, where)
+    parser = run_parser(None, _kind_of(values, "matching"))
+    parser.where = f" in {where}"
+    parsed = parser.instantiate(parser.parse_object(dict(values)))
+    return RunConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(RunConfig)})
+
+
 def evaluate_parser() -> Parser:
     """The parser of ``evaluate``."""
     parser = Parser(prog="fastdistill evaluate", description="Train fresh students on a run's images.")
@@ -138,9 +160,8 @@ def evaluate_parser() -> Parser:
     parser.add_argument("--random_real", type=bool, default=True, help="judge as many random real images too")
     _add_data(parser)
     for field in dataclasses.fields(StudentConfig):
-        if field.name in ("initialization", "pretrained"):
-            continue  # fresh students are what an evaluation means
-        parser.add_argument(f"--{field.name}", type=type(field.default), help="of the student; the run's by default")
+        help_text = "fresh unless told" if field.name in _ONLY_ASKED else "of the student; the run's by default"
+        parser.add_argument(f"--{field.name}", type=type(field.default), help=help_text)
     return parser
 
 
@@ -175,6 +196,36 @@ def parse_sample(words: Sequence[str]) -> Namespace:
     with _usage("sample"):
         at_least(1, num_images=options.num_images)
         at_least(0, seed=options.seed)
+    return options
+
+
+def compare_parser() -> Parser:
+    """The parser of ``compare``."""
+    parser = Parser(
+        prog="fastdistill compare",
+        description="Distil several arms at equal time or equal steps and put them to the same tests.",
+    )
+    parser.add_argument("file", type=str, help="a YAML file, or one that comes along: " + ", ".join(comparisons()))
+    parser.add_argument("--name", type=str, default="", help="folder of the comparison; the file's by default")
+    parser.add_argument("--output", type=str, default="comparisons", help="folder of comparisons")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of distilling each arm; the file's by default")
+    parser.add_argument("--steps", type=int, default=0, help="of each arm; the file's by default")
+    parser.add_argument("--seed", type=int, default=-1, help="of every draw; the file's by default")
+    parser.add_argument("--device", type=str, default="", help="auto, cpu or cuda; the file's by default")
+    parser.add_argument("--data.root", type=str, default="", help="folder of torchvision's sets; the file's by default")
+    return parser
+
+
+def parse_compare(words: Sequence[str]) -> Namespace:
+    """The options of ``compare``; raises as `parse_evaluate` does."""
+    options = compare_parser().parse(words)
+    with _usage("compare"):
+        at_least(0, seconds=options.seconds, steps=options.steps)
+        at_least(-1, seed=options.seed)
+        if options.device:
+            one_of("device", options.device, DEVICES)
+        if options.seconds and options.steps:
+            raise ValueError("expected seconds or steps, got both: arms are given equal time or equal steps")
     return options
 
 
@@ -337,6 +388,15 @@ def check_file(path: Path, valid: Iterable[str] = (), lister: str = "fastdistill
     Raises:
         ValueError: saying which.
     """
+    check_keys(read_options(path), str(path), valid, lister)
+
+
+def read_options(path: Path) -> dict[Any, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ValueError: for a file that cannot be read or is no mapping.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -348,15 +408,29 @@ def check_file(path: Path, valid: Iterable[str] = (), lister: str = "fastdistill
         raise ValueError(
             f"expected a mapping of options in {path}, got {type(content).__name__}: write lines of `name: value`"
         )
+    return content
+
+
+def check_keys(
+    content: Mapping[Any, Any],
+    where: str,
+    valid: Iterable[str] = (),
+    lister: str = "fastdistill run --print_config",
+) -> None:
+    """Refuses options that have a key which no configuration has; arguments as `check_file`.
+
+    Raises:
+        ValueError: saying which, and where it stands.
+    """
     valid = list(valid or dict.fromkeys(name for kind in METHODS for name, _ in _keys(_defaults(kind))))
     groups = {name.partition(".")[0] for name in valid if "." in name}
     for name, value in _keys(content):
         if name in groups:
             raise ValueError(
-                f"expected options below {name} in {path}, got {reprlib.repr(value)}: indent them as `name: value`"
+                f"expected options below {name} in {where}, got {reprlib.repr(value)}: indent them as `name: value`"
             )
         if name not in valid:
-            raise ValueError(_unknown(f"a key in {path}", name, valid, lister))
+            raise ValueError(_unknown(f"a key in {where}", name, valid, lister))
 
 
 def _kind(preset: str | None, files: Sequence[str], words: Sequence[str]) -> str:
@@ -370,15 +444,19 @@ def _kind(preset: str | None, files: Sequence[str], words: Sequence[str]) -> str
     kind = "matching"
     for file in [*([str(preset_path(preset))] if preset else []), *files]:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        kind = (content.get("method") or {}).get("kind", kind)
+        kind = _kind_of(content, kind)
     for word, following in zip_longest(words, words[1:], fillvalue=""):
         if word.partition("=")[0] == "--method.kind":
             kind = word.partition("=")[2] or following
-    if kind not in METHODS:
-        near = difflib.get_close_matches(str(kind), METHODS, n=1)
-        hint = f"did you mean {near[0]!r}" if near else "choose one of these"
-        raise ValueError(f"expected method.kind among {', '.join(METHODS)}, got {kind!r}: {hint}")
+    one_of("method.kind", kind, tuple(METHODS))
     return kind
+
+
+def _kind_of(values: Mapping[str, Any], kind: str) -> str:
+    """The kind of method that options name, or else that one."""
+    found = str((values.get("method") or {}).get("kind", kind))
+    one_of("method.kind", found, tuple(METHODS))
+    return found
 
 
 def _defaults(kind: str) -> dict[str, Any]:

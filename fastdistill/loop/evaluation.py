@@ -37,8 +37,8 @@ def evaluate_run(
     Args:
         folder: the run folder, or one of its files of images.
         student: fields of `StudentConfig` that differ from the run's.
-        students: students per run; fresh ones, but for the protocol ``own`` of images that were learned for fixed or
-            pretrained weights, which it trains.
+        students: students per run; fresh ones unless ``student`` says otherwise, but for the protocol ``own`` of images
+            that were learned for fixed or pretrained weights, which it trains.
         protocol: by default ``own`` for images with steps and rates of their own, else the run's.
         epochs: the protocol's by default.
         images: ``last`` or ``best`` (on validation).

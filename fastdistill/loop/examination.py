@@ -209,7 +209,11 @@ def examination(
             "name the data set that they were distilled from"
         )
     _refuse_other_classes(real, distilled)
-    born = None if rules.replay is None else _born(folder, config, distilled, chosen, seed)
+    asked = "initialization" in student
+    if asked and chosen.initialization != "fresh":
+        born = _begun(config, distilled, chosen, seed)
+    else:
+        born = None if rules.replay is None or asked else _born(folder, config, distilled, chosen, seed)
     kept, _ = stratified_split(real.train.labels, config.data.validation_fraction, config.seed)
     train, unseen = (
         ImageStore(
@@ -221,7 +225,7 @@ def examination(
         for store in (real.train.subset(kept), real.test)
     )
     return Examination(
-        student=chosen if born is None else config.student,
+        student=chosen if born is None or asked else config.student,
         train=train,
         test=unseen.to(place),
         source=real.name,
@@ -251,15 +255,20 @@ def _born(folder: Path, config: RunConfig, distilled: Distilled, student: Studen
             f"expected the images of the {config.runs} runs in {folder}, which have {kind} weights of their own, got "
             f"those of {distilled.runs}: name the run folder, or choose another protocol"
         )
+    return _begun(config, distilled, own, seed)
+
+
+def _begun(config: RunConfig, distilled: Distilled, student: StudentConfig, seed: int) -> Born | None:
+    """Weights that are fixed, as those of the run's seed are whatever the seed, or of a pool, drawn by the seed."""
     channels, height, width = distilled.images.shape[2:]
     ensemble = Ensemble(
-        own,
+        student,
         (channels, height, width),
         len(distilled.class_names),
-        seed=config.seed if kind == "fixed" else seed,
+        seed=config.seed if student.initialization == "fixed" else seed,
         dtype=torch.float32,
     )
-    return born_for(config, ensemble)
+    return born_for(replace(config, student=student), ensemble)
 
 
 def _refuse_other_classes(real: RealData, distilled: Distilled) -> None:

@@ -95,6 +95,7 @@ class Recorder:
         self._begin = time.perf_counter() - elapsed_s
         self._tick, self._ticked = time.perf_counter(), state.step
         self._remark = ""
+        self._peak: float | None = None  # before the first selection, which may take more than a step
         self._values: dict[str, Tensor] = {}  # the newest of every name since the last line
         self._warns: Warns | None = method if isinstance(method, Warns) else None
         self._warned: set[str] = set()
@@ -185,7 +186,7 @@ class Recorder:
             "step_flops": flops,  # predicted, the mean of all steps
             "counted_flops": self._metrics.median("perf/step_flops"),  # of the first step of a start
             "flops_per_s": flops / step_s if step_s else None,
-            "distill_peak_mb": peak,
+            "distill_peak_mb": self._peak or peak,
             "peak_mb": peak,
             "predicted_distill_peak_mb": self._predicted.distilling / 1e6,
             "predicted_peak_mb": self._predicted.peak / 1e6,
@@ -278,6 +279,8 @@ class Recorder:
         return line["outer/loss"]
 
     def _select(self, state: State) -> None:
+        if self._peak is None:
+            self._peak = peak_memory_mb(self._device)
         begin = time.perf_counter()
         score = self._judge.validate(state.learned)
         self._begin += time.perf_counter() - begin  # a selection is no distilling

@@ -71,10 +71,10 @@ _SHOWN = 5  # settings of another run that are named
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """A short hash of everything in a configuration (as plain values) that decides the result."""
-    return hashlib.sha256(json.dumps(_decisive(config), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide the result, by dotted name."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
@@ -319,7 +319,7 @@ def refuse_another(folder: Path, config: Mapping[str, Any]) -> None:
             f"expected the configuration of a run in {path}, got something else: restore the file, choose another "
             "--name, or remove the folder"
         )
-    before, now, missing = _decisive(old), _decisive(config), "nothing"
+    before, now, missing = decisive(old), decisive(config), "nothing"
     changed = [
         f"{name} ({reprlib.repr(before.get(name, missing))} there, {reprlib.repr(now.get(name, missing))} here)"
         for name in {**before, **now}

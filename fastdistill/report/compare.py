@@ -10,7 +10,7 @@ from fastdistill.files import write_whole
 from fastdistill.report import facts
 from fastdistill.report.cells import Cell, Column, Table, figure, words
 from fastdistill.report.evaluations import accuracy, evaluations_table
-from fastdistill.report.folder import RunFolder, flat, part, read_run
+from fastdistill.report.folder import RunFolder, flat, read_run
 from fastdistill.report.formats import MISSING, count, duration, megabytes
 from fastdistill.report.labels import run_labels
 from fastdistill.report.metrics import number
@@ -41,7 +41,14 @@ _COLUMNS = (
 )
 
 
-def write_comparison(folders: Sequence[Path], output: Path) -> Path:
+def write_comparison(
+    folders: Sequence[Path],
+    output: Path,
+    *,
+    title: str = "",
+    scores: Table | None = None,
+    plots: Sequence[tuple[bytes, str]] = (),
+) -> Path:
     """Writes a page that compares runs; it needs no network to be read.
 
     A run that is unfinished or failed, or of which files are damaged, is shown with what it has and marked.
@@ -49,6 +56,9 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     Args:
         folders: of runs; one given twice counts once.
         output: the page.
+        title: of the page; by default how many runs it compares.
+        scores: a table that stands above all.
+        plots: PNG files that stand below it, and what they show.
 
     Returns:
         The page's path.
@@ -64,7 +74,9 @@ def write_comparison(folders: Sequence[Path], output: Path) -> Path:
     courses = [(label, run.metrics) for label, run in runs]
     page = render(
         "compare.html",
-        title=f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0][0],
+        title=title or (f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0][0]),
+        scores=scores,
+        plots=plots,
         runs=runs,
         remarks=[(label, remark) for label, run in runs for remark in run.remarks],
         incomparable=_incomparable(found),

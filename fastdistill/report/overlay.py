@@ -22,10 +22,10 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#
 _LINES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LONGEST = 48  # characters of a run's name in the legend
-_LOSS, _ACCURACY, _SPREAD = "outer/loss", "validation/acc_mean", "validation/acc_std"
+LOSS, ACCURACY, _SPREAD = "outer/loss", "validation/acc_mean", "validation/acc_std"
 
 
-def overlay(runs: Runs) -> bytes:
+def overlay(runs: Runs, keys: Sequence[str] = (LOSS, ACCURACY)) -> bytes:
     """Loss and validation accuracy of runs, against step and against time of distilling, as a PNG file.
 
     Bars and bands of the accuracy are one standard deviation. What no run measured has no panel, and a run that
@@ -33,11 +33,11 @@ def overlay(runs: Runs) -> bytes:
 
     Args:
         runs: names, and records of ``metrics.jsonl``; those of the judgement after the last step are left out.
+        keys: which of the two to show.
 
     Returns:
         The picture; empty where nothing was measured.
     """
-    keys = (_LOSS, _ACCURACY)
     runs = [(name, without_judgement(metrics)) for name, metrics in runs]
     runs = [(name, metrics) for name, metrics in runs if any(_measured(metrics, key) for key in keys)]
     shown = [key for key in keys if any(_measured(metrics, key) for _, metrics in runs)]
@@ -53,12 +53,12 @@ def overlay(runs: Runs) -> bytes:
     for key, row in zip(shown, panels, strict=True):
         _panel(row[0], runs, key, seconds=None)
         _panel(row[1], runs, key, seconds=unit)
-        row[0].set_ylabel("loss" if key == _LOSS else "validation accuracy (%)")
+        row[0].set_ylabel("loss" if key == LOSS else "validation accuracy (%)")
     panels[-1, 0].set_xlabel("step")
     panels[-1, 0].set_xlim(0, 1.02 * max(1.0, *(step for step, _ in ends)))
     panels[-1, 1].set_xlabel(f"time of distilling ({unit_name})")
     panels[-1, 1].set_xlim(0, 1.02 * max(1e-3, *(seconds / unit for _, seconds in ends)))
-    handles = [_handle(name, style) for (name, _), style in zip(runs, _styles(len(runs)), strict=True)]
+    handles = [_handle(name, style) for (name, _), style in zip(runs, styles(len(runs)), strict=True)]
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
     content = BytesIO()
     figure.savefig(content, format="png")
@@ -67,14 +67,14 @@ def overlay(runs: Runs) -> bytes:
 
 def has_accuracy(runs: Runs) -> bool:
     """Whether any of the runs measured its validation accuracy."""
-    return any(_measured(metrics, _ACCURACY) for _, metrics in runs)
+    return any(_measured(metrics, ACCURACY) for _, metrics in runs)
 
 
 def _measured(metrics: Sequence[Mapping[str, Any]], key: str) -> bool:
     return bool(np.isfinite(course(metrics, key)[2]).any())
 
 
-def _styles(number: int) -> list[dict[str, Any]]:
+def styles(number: int) -> list[dict[str, Any]]:
     """A colour, line and marker for every run; the first seven differ in both colour and marker."""
     pairs = zip(cycle(_MARKERS), product(_LINES, _COLOURS), strict=False)
     return [
@@ -100,12 +100,12 @@ def _ends(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[float, float]
 def _panel(axes: Axes, runs: Runs, key: str, *, seconds: float | None) -> None:
     """Draws a metric of all runs against time of distilling in units of some seconds, or against step where None."""
     found = [course(metrics, key) for _, metrics in runs]
-    scale = 100.0 if key == _ACCURACY else 1.0
-    for (_, metrics), (steps, clock, values), style in zip(runs, found, _styles(len(runs)), strict=True):
+    scale = 100.0 if key == ACCURACY else 1.0
+    for (_, metrics), (steps, clock, values), style in zip(runs, found, styles(len(runs)), strict=True):
         places = steps if seconds is None else clock / seconds
-        if key == _ACCURACY and len(steps):
+        if key == ACCURACY and len(steps):
             draw_spread(axes, places, scale * values, scale * spread_of(metrics, _SPREAD, steps), style["color"])
         axes.plot(places, scale * values, **style, markevery=max(1, len(steps) // 12))
-    if key == _LOSS:
+    if key == LOSS:
         scale_logarithmically(axes, [values for _, _, values in found])
     axes.grid(alpha=0.3)

@@ -136,3 +136,24 @@ def test_published_figures_are_numbers_with_a_source():
         assert source
     # no entry is shadowed by an earlier one of its cell
     assert len(figures) == sum(len(by_ipc) for entry in entries for by_ipc in entry["accuracy"].values())
+
+
+def test_a_comparison_is_shown_with_its_table_plots_and_images(tmp_path):
+    folder = tmp_path / "results" / "cpu" / "mine"
+    arm = make_run(folder / "arms" / "pixels", configuration("dc/mnist-1"), ("distilled (last)", 0.9012, 0.01))
+    (arm / "images.png").write_bytes(PNG)
+    (folder / "accuracy-time.png").write_bytes(PNG)
+    (folder / "config.yaml").write_text(yaml.safe_dump({"arms": {"pixels": {}}, "tests": {"mlp": {}}}))
+    row = {"tests": {"mlp": {"mean": 0.5, "std": 0.02}}, "failed": ""}
+    table = {"name": "mine", "arms": {"pixels": row}, "random_real": {}}
+    (folder / "results.json").write_text(json.dumps(table))
+    (folder / "environment.json").write_text(json.dumps({"cpu": "a CPU", "threads": 2, "git_commit": "abc"}))
+    published = tmp_path / "published.yaml"
+    published.write_text("[]")
+    page = make_page(tmp_path / "results", published, tmp_path / "docs")
+    assert "| pixels | 90.1 ± 1.0 | 50.0 ± 2.0 |" in page
+    assert "[cpu/mine](../results/cpu/mine), a CPU, 2 threads, commit `abc`." in page
+    assert "](../results/cpu/mine/accuracy-time.png)" in page
+    assert "accuracy-size.png" not in page
+    assert '<img src="../results/cpu/mine/arms/pixels/images.png" alt="pixels"' in page
+    assert "left out here" not in page

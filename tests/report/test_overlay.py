@@ -72,4 +72,7 @@ def test_names_are_no_mathematics_and_of_bounded_length(monkeypatch: pytest.Monk
 def test_the_judgement_and_missing_clocks_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     judged = [*run(3, accuracy=False), {"step": 3, "time_s": 9000.0, "eval/random real/acc_mean": 0.5}]
     figure, _ = drawn(monkeypatch, [("a", judged), ("no clock", [{"step": 2, "outer/loss": 1.0}])])
-    assert figure.axes[1].get_xlim() == pytest.approx((0, 1.02 * 3)) and figure.axes[1].get_xlabel() == "time of distilling (s)"
+    assert (
+        figure.axes[1].get_xlim() == pytest.approx((0, 1.02 * 3))
+        and figure.axes[1].get_xlabel() == "time of distilling (s)"
+    )
