@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastdistill.checks import at_least, of_kind, one_of, positive
-from fastdistill.method_configs.common import strategy
+from fastdistill.method_configs.common import shares, strategy
 
 # images per class -> (updates of the images per student, epochs of the student after each), Zhao et al. 2021
 _LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
@@ -24,12 +24,14 @@ class MatchingConfig:
         tensors: names of the parameter tensors that are matched; all when empty.
         per_class: match the gradient class by class, or of all classes pooled.
         real_batch: real images per class and student.
-        start: what the images start from: noise or real images.
+        start: what the images start from: noise, uniform (in [0, 1)) or real images.
         image_learning_rate: of SGD on the synthetic images.
         image_momentum: of SGD on the synthetic images.
+        clip_norm: longest gradient of the images; 0 for any.
         outer_loop: image updates before a new student begins.
         inner_loop: epochs a student trains on the images between two updates.
-        inner_learning_rate: of that training, plain SGD.
+        inner_learning_rate: of that training, by SGD.
+        inner_momentum: of that SGD, which every such training begins anew.
         inner_batch: images per step of that training.
         augmentation: DSA strategy such as color_crop_cutout_flip_scale_rotate, or none.
         align_corners: of the sampling grid of scale and rotate; the published runs used true.
@@ -44,9 +46,11 @@ class MatchingConfig:
     start: str = "noise"
     image_learning_rate: float = 0.1
     image_momentum: float = 0.5
+    clip_norm: float = 0.0
     outer_loop: int = 1
     inner_loop: int = 1
     inner_learning_rate: float = 0.01
+    inner_momentum: float = 0.0
     inner_batch: int = 256
     augmentation: str = "none"
     align_corners: bool = True
@@ -54,11 +58,12 @@ class MatchingConfig:
     def __post_init__(self) -> None:
         of_kind("matching", self.kind)
         one_of("distance", self.distance, ("ours", "mse", "l1", "cos"))
-        one_of("start", self.start, ("noise", "real"))
+        one_of("start", self.start, ("noise", "uniform", "real"))
         strategy(self.augmentation)
         at_least(1, steps=self.steps, real_batch=self.real_batch, outer_loop=self.outer_loop)
         at_least(1, inner_batch=self.inner_batch)
-        at_least(0, inner_loop=self.inner_loop)
+        at_least(0, inner_loop=self.inner_loop, clip_norm=self.clip_norm)
+        shares(inner_momentum=self.inner_momentum)
         if not 0 <= self.image_momentum < 1:
             raise ValueError(
                 f"expected an image_momentum in [0, 1), got {self.image_momentum}: velocities diverge from 1 on"

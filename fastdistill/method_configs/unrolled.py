@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastdistill.checks import at_least, of_kind, one_of, positive
+from fastdistill.checks import at_least, at_most, of_kind, one_of, positive
 from fastdistill.method_configs.common import OPTIMIZERS, PAD_CROP_FLIP, STORAGES, one_way_to_save, shares, strategy
 
 
@@ -30,7 +30,7 @@ class UnrolledConfig:
         intermediate_every: steps between further outer losses inside the window, of equal weight; 0 for none.
         real_batch: real images per student of the outer loss, of any class.
         real_augmentation: of these: a DSA strategy, pad_crop_flip (Wang et al.), or none.
-        start: what the images start from: noise, unit (noise of length 1 an image) or real images.
+        start: what the images start from: noise, unit (noise of length 1 an image), uniform (in [0, 1)) or real images.
         optimizer: of the students: sgd, momentum or adam.
         inner_learning_rate: what the rate of every step starts from.
         inner_momentum: of every step, for momentum and (as beta 1) for adam; learned as well when learn_momenta.
@@ -40,12 +40,16 @@ class UnrolledConfig:
         learn_rates: learn the rate of every step, through a softplus.
         learn_momenta: learn the momentum of every step, through a sigmoid.
         learn_labels: learn the labels' rows, from one-hot ones, none below zero.
-        learning_rate: of Adam on all that is learned.
-        beta1: of that Adam.
-        beta2: of that Adam.
-        decay_every: updates after which that rate is multiplied by decay; 0 for never.
+        outer_optimizer: of all that is learned: adam or sgd.
+        learning_rate: of it.
+        beta1: of adam; the momentum of sgd.
+        beta2: of adam.
+        epsilon: of adam, added to the root of its mean squares.
+        decay_every: updates after which adam's rate is multiplied by decay; 0 for never.
         decay: that factor.
+        final_share: share of adam's rate that half a cosine over the run's steps ends at; 1 for no cosine.
         clip: longest gradient of the images, as a multiple of the running average of its length; 0 for any.
+        clip_norm: longest gradient of the images; 0 for any.
         keep: every how many steps the students' weights are stored; the steps between are computed again.
         storage: of the stored weights: same or bfloat16, which rounds their way from the start.
     """
@@ -73,19 +77,24 @@ class UnrolledConfig:
     learn_rates: bool = True
     learn_momenta: bool = False
     learn_labels: bool = False
+    outer_optimizer: str = "adam"
     learning_rate: float = 0.01
     beta1: float = 0.5
     beta2: float = 0.999
+    epsilon: float = 1e-8
     decay_every: int = 2360
     decay: float = 0.5
+    final_share: float = 1.0
     clip: float = 0.0
+    clip_norm: float = 0.0
     keep: int = 1
     storage: str = "same"
 
     def __post_init__(self) -> None:
         of_kind("unrolled", self.kind)
-        one_of("start", self.start, ("noise", "unit", "real"))
+        one_of("start", self.start, ("noise", "unit", "uniform", "real"))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
+        one_of("outer_optimizer", self.outer_optimizer, ("adam", "sgd"))
         one_of("window_start", self.window_start, ("random", "last", "moving"))
         one_of("storage", self.storage, STORAGES)
         strategy(self.augmentation)
@@ -94,13 +103,20 @@ class UnrolledConfig:
         at_least(1, keep=self.keep, window_every=self.window_every)
         at_least(0, decay_every=self.decay_every, inner_decay=self.inner_decay, clip=self.clip, window=self.window)
         at_least(0, window_least=self.window_least, intermediate_every=self.intermediate_every)
-        at_least(0, drawn_classes=self.drawn_classes)
+        at_least(0, drawn_classes=self.drawn_classes, clip_norm=self.clip_norm)
+        at_most(1, final_share=self.final_share)
         shares(inner_momentum=self.inner_momentum, beta1=self.beta1, beta2=self.beta2)
         positive(inner_learning_rate=self.inner_learning_rate, learning_rate=self.learning_rate, decay=self.decay)
+        positive(epsilon=self.epsilon, final_share=self.final_share)
         if self.learn_momenta and (self.optimizer == "sgd" or not self.inner_momentum):
             raise ValueError(
                 f"expected an optimizer with momentum above zero to learn it, got {self.optimizer} with "
                 f"{self.inner_momentum}: use momentum or adam"
+            )
+        if self.outer_optimizer == "sgd" and (self.decay_every or self.final_share != 1):
+            raise ValueError(
+                f"expected decay_every 0 and final_share 1 for the outer_optimizer sgd, got {self.decay_every} and "
+                f"{self.final_share}: its rate is constant, so set them so or choose adam"
             )
         if self.window > self.inner_steps:
             raise ValueError(

@@ -10,10 +10,11 @@ from fastdistill.data.sources import load_source
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Ledger
 from fastdistill.derivatives.plan import Batching, Path
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.flops import step_flops
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state, make_descent, make_method
+from fastdistill.loop.setup import initial_state, make_method
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import TrajectoryConfig, UnrolledConfig, matching_recipe
 from fastdistill.methods.unrolled import window

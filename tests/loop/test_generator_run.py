@@ -65,7 +65,9 @@ def saved(settings, digits):
     [("matching", "fresh"), ("unrolled", "learned"), ("implicit", "learned"), ("distribution", "fresh")],
 )
 def test_stopping_and_going_on_equals_going_straight(tmp_path, digits, kind, noise):
-    straight, stopped = (config(tmp_path / name, kind, runs=2, noise=noise) for name in ("straight", "stopped"))
+    straight, stopped = (
+        config(tmp_path / name, kind, runs=2, noise=noise, final_share=0.1) for name in ("straight", "stopped")
+    )
     run(straight, digits, judge=False)
     assert run(stopped, digits, judge=False, stop_after=5) is None
     run(stopped, digits, judge=False)
@@ -139,6 +141,9 @@ def test_a_larger_generator_needs_more_memory():
         ({"architecture": "upscaling"}, "expected architecture among none, upsampling, full, got 'upscaling': did you"),
         ({"noise": "none"}, "expected noise among learned, fixed, fresh, got 'none'"),
         ({"noise_size": 0}, "expected noise_size of at least 1, got 0: raise it"),
+        ({"final_share": 0.0}, "expected a positive, finite final_share, got 0.0: raise it above zero"),
+        ({"final_share": 1.5}, "expected final_share of at most 1, got 1.5: lower it"),
+        ({"epsilon": 0.0}, "expected a positive, finite epsilon, got 0.0: raise it above zero"),
         ({"width": 6}, "expected a width that is a multiple of 4, got 6"),
         ({"blocks": 3}, "expected ipc to be a multiple of the generator's 3 blocks, got 2: change generator.blocks or"),
     ],
