@@ -104,6 +104,11 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (UnrolledConfig, {"keep": 2, "storage": "bfloat16"}, "expected either keep above 1 or a storage of its own, got 2"),
     (UnrolledConfig, {"inner_momentum": 1.0}, "expected inner_momentum in [0, 1), got 1.0"),
     (UnrolledConfig, {"optimizer": "adam", "inner_momentum": 0.0, "learn_momenta": True}, "got adam with 0.0: use mom"),
+    (UnrolledConfig, {"grow_every": -1}, "expected grow_every of at least 0, got -1: raise it"),
+    (UnrolledConfig, {"grow_every": 5, "window": 3}, "expected either a window or steps that grow, got 3 and 5: leave"),
+    (UnrolledConfig, {"grow_every": 3, "steps": 78}, "expected all 30 inner steps to be trained by the last of 78 upd"),
+    (UnrolledConfig, {"grow_backwards": True}, "expected grow_backwards only where steps grow and students have sgd"),
+    (UnrolledConfig, {"grow_every": 1, "grow_backwards": True, "optimizer": "adam"}, "got grow_every 1 and adam: set"),
     (UnrolledConfig, {"final_share": 0.0}, "expected a positive, finite final_share, got 0.0: raise it above zero"),
     (UnrolledConfig, {"final_share": 2.0}, "expected final_share of at most 1, got 2.0: lower it"),
     (UnrolledConfig, {"epsilon": 0.0}, "expected a positive, finite epsilon, got 0.0: raise it above zero"),
@@ -145,6 +150,13 @@ def test_values_at_the_limits_are_taken() -> None:
     UnrolledConfig(window=20, window_least=10, clip=0.0, intermediate_every=0)
     UnrolledConfig(drawn=True, drawn_classes=5, learn_rates=False)
     UnrolledConfig(real_augmentation="pad_crop_flip", augmentation="flip_rotate", start="unit")
+
+
+def test_steps_grow_from_four_to_all() -> None:
+    config = UnrolledConfig(grow_every=3, steps=79)
+    assert [config.trained_steps(step) for step in (0, 2, 3, 6, 75, 77, 78, 1000)] == [4, 4, 5, 6, 29, 29, 30, 30]
+    assert UnrolledConfig().trained_steps(0) == 30
+    assert UnrolledConfig(epochs=1, batches=3, grow_every=3).trained_steps(0) == 3
 
 
 def test_every_kind_builds_from_its_name() -> None:

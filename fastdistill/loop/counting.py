@@ -122,6 +122,8 @@ def _few_steps(recipe: UnrolledConfig) -> UnrolledConfig:
         window=inside,
         window_start="moving",  # from its least place
         window_least=before,
+        grow_every=0,
+        grow_backwards=False,
         intermediate_every=min(recipe.intermediate_every, 1),
         keep=keep,
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fastdistill.checks import at_least, at_most, of_kind, one_of, positive
 from fastdistill.method_configs.common import OPTIMIZERS, PAD_CROP_FLIP, STORAGES, one_way_to_save, shares, strategy
 
+_FIRST_STEPS = 4  # that students are trained where steps grow
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnrolledConfig:
@@ -27,6 +29,8 @@ class UnrolledConfig:
         window_start: where the window begins: at random, always at the last place, or moving there over the run.
         window_least: the first place where it may begin.
         window_every: updates that share a random start.
+        grow_every: updates after which students train one step more, from 4 to all; 0 for all from the beginning.
+        grow_backwards: the last steps come first, and each further one stands before them.
         intermediate_every: steps between further outer losses inside the window, of equal weight; 0 for none.
         real_batch: real images per student of the outer loss, of any class.
         real_augmentation: of these: a DSA strategy, pad_crop_flip (Wang et al.), or none.
@@ -64,6 +68,8 @@ class UnrolledConfig:
     window_start: str = "random"
     window_least: int = 0
     window_every: int = 1
+    grow_every: int = 0
+    grow_backwards: bool = False
     intermediate_every: int = 0
     real_batch: int = 1024
     real_augmentation: str = "none"
@@ -103,7 +109,7 @@ class UnrolledConfig:
         at_least(1, keep=self.keep, window_every=self.window_every)
         at_least(0, decay_every=self.decay_every, inner_decay=self.inner_decay, clip=self.clip, window=self.window)
         at_least(0, window_least=self.window_least, intermediate_every=self.intermediate_every)
-        at_least(0, drawn_classes=self.drawn_classes, clip_norm=self.clip_norm)
+        at_least(0, drawn_classes=self.drawn_classes, grow_every=self.grow_every, clip_norm=self.clip_norm)
         at_most(1, final_share=self.final_share)
         shares(inner_momentum=self.inner_momentum, beta1=self.beta1, beta2=self.beta2)
         positive(inner_learning_rate=self.inner_learning_rate, learning_rate=self.learning_rate, decay=self.decay)
@@ -129,6 +135,7 @@ class UnrolledConfig:
                 f"{self.window_least}: the window of {self.window or self.inner_steps} steps must end by step "
                 f"{self.inner_steps}"
             )
+        self._check_growth()
         if self.drawn_classes and not self.drawn:
             raise ValueError(
                 f"expected drawn_classes only for drawn steps, got {self.drawn_classes}: set method.drawn, or leave "
@@ -145,6 +152,29 @@ class UnrolledConfig:
     def inner_steps(self) -> int:
         """``T``."""
         return self.batches * self.epochs
+
+    def trained_steps(self, step: int) -> int:
+        """Inner steps of an outer step, ``min(T, 4 + ⌊step / grow_every⌋)`` where they grow (Such et al. 2020)."""
+        if not self.grow_every:
+            return self.inner_steps
+        return min(self.inner_steps, _FIRST_STEPS + step // self.grow_every)
+
+    def _check_growth(self) -> None:
+        if self.grow_every and self.window:
+            raise ValueError(
+                f"expected either a window or steps that grow, got {self.window} and {self.grow_every}: leave out "
+                "method.window or method.grow_every"
+            )
+        if self.trained_steps(self.steps - 1) < self.inner_steps:
+            raise ValueError(
+                f"expected all {self.inner_steps} inner steps to be trained by the last of {self.steps} updates, got "
+                f"{self.trained_steps(self.steps - 1)} by then: lower method.grow_every or raise method.steps"
+            )
+        if self.grow_backwards and (not self.grow_every or self.optimizer == "adam"):
+            raise ValueError(
+                f"expected grow_backwards only where steps grow and students have sgd or momentum, got grow_every "
+                f"{self.grow_every} and {self.optimizer}: set method.grow_every, or leave grow_backwards out"
+            )
 
     def batch(self, classes: int, ipc: int) -> int:
         """Images of an inner step, from ``C`` and ``M``."""
