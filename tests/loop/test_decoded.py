@@ -11,7 +11,8 @@ from bench.naive.matching import matching_loss
 from bench.naive.unrolled import Sgd, Training, unrolled_loss
 from fastdistill.generator_config import GeneratorConfig
 from fastdistill.loop.decoded import Decoded, Shown, belongs
-from fastdistill.method_configs import DistributionConfig, ImplicitConfig, MatchingConfig
+from fastdistill.method_configs import DistributionConfig, ImplicitConfig, MatchingConfig, UnrolledConfig
+from fastdistill.methods.unrolled import batch_order
 from fastdistill.synthetic.generator import Generator
 from tests.methods import test_distribution as distribution
 from tests.methods import test_implicit as implicit
@@ -44,6 +45,20 @@ def agree(found, expected):
         # what a norm behind it cancels has no derivative but rounding
         assert (found[name] - gradient).norm() <= 1e-8 * gradient.norm() + 1e-13, name
     assert sum(float(gradient.norm()) for gradient in expected.values()) > 1e-4
+
+
+def test_each_inner_step_sees_the_images_of_exactly_one_block():
+    steps, each = 3, 2
+    config = GeneratorConfig(architecture="upsampling", blocks=steps, width=8, noise_size=5)
+    generator = Generator(config=config, shape=SHAPE, classes=CLASSES, ipc=steps * each, runs=1, seed=3)
+    learned = generator.initial(dtype=torch.float64, device=CPU)
+    images = generator.images(learned, 0)[0].flatten(0, 1)
+    parameters = {name.removeprefix("generator."): value[0] for name, value in learned.items() if name != "noise"}
+    order = batch_order(UnrolledConfig(batches=steps, epochs=1), CLASSES, steps * each)
+    assert order.shape == (steps, CLASSES * each)
+    for step, members in enumerate(order):
+        block = generator.block(parameters, learned["noise"][0, :, step * each : (step + 1) * each])
+        assert torch.equal(images[members], block.flatten(0, 1))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
