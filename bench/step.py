@@ -19,9 +19,10 @@ from bench.timing import interleaved, paired_ratio, write_results
 from fastdistill.config import RunConfig, StudentConfig
 from fastdistill.data.arrays import from_arrays
 from fastdistill.data.store import ImageStore
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state, make_descent, make_method
+from fastdistill.loop.setup import initial_state, make_method
 from fastdistill.method_configs import matching_recipe
 
 # name: (width, channels, height, real images per class, images per class)

@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastdistill.comparison_config import ARMS
 from fastdistill.config import StudentConfig, preset_path, presets
+from fastdistill.generator_config import GeneratorConfig
 from fastdistill.method_configs import METHODS
 from fastdistill.report import facts
 from fastdistill.report.comparison import SIZE_PLOT, TIME_PLOT, markdown, read_comparison_folder
@@ -64,6 +65,7 @@ def read_preset(name: str) -> Preset:
         "students": values.get("students", 1),
         "student": asdict(student),
         "method": asdict(METHODS[method.get("kind", "matching")](**method)),
+        "generator": asdict(GeneratorConfig(**part(values, "generator"))),
     }
     cell = (name.partition("/")[0], data_set_name(values["data"]["source"]), values["ipc"], student.initialization)
     return Preset(name=name, cell=cell, settings=settings)
@@ -86,15 +88,19 @@ def differences(run: Mapping[str, Any], preset: Mapping[str, Any], above: str = 
 def identify(run: RunFolder, known: Sequence[Preset]) -> tuple[Cell, Preset | None]:
     """The cell of a run, and the preset with the cell's recipe.
 
-    The method is that of the preset with the nearest settings of the method, since several share one kind of settings.
+    The method is that of the preset with the nearest settings of method and generator, since several share one kind.
     """
     method, student = part(run.config, "method"), part(run.config, "student")
     kind = method.get("kind", "matching")
     place = (data_set_name(facts.data_set(run)), run.config.get("ipc", 0), student.get("initialization", "fresh"))
 
+    generator = {**asdict(GeneratorConfig()), **part(run.config, "generator")}
+
     def distance(preset: Preset) -> tuple[int, int]:
         elsewhere = sum(own != other for own, other in zip(place, preset.cell[1:], strict=True))
-        return len(differences(method, preset.settings["method"])), elsewhere
+        settings = preset.settings
+        apart = len(differences(method, settings["method"])) + len(differences(generator, settings["generator"]))
+        return apart, elsewhere
 
     alike = [preset for preset in known if preset.settings["method"]["kind"] == kind]
     cell = (min(alike, key=distance).cell[0] if alike else str(kind), *place)

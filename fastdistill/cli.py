@@ -285,7 +285,7 @@ def _presets(words: list[str]) -> int:
             str(values["student"][field]) for field in ("architecture", "depth", "width") if field in values["student"]
         )
         print(
-            f"{name:<22}{values['data']['source']}, {values['ipc']} a class, {values['method']['steps']} steps, "
+            f"{name:<33}{values['data']['source']}, {values['ipc']} a class, {values['method']['steps']} steps, "
             f"{student}, protocol {values['evaluation']['protocol']}"
         )
     return DONE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastdistill.checks import at_least, one_of, positive
+from fastdistill.checks import at_least, at_most, one_of, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class GeneratorConfig:
         learning_rate: of Adam on the generator and on learned noise.
         beta1: of that Adam.
         beta2: of that Adam.
+        epsilon: of that Adam, added to the root of its mean squares.
+        final_share: share of the learning rate that half a cosine over the run's steps ends at; 1 keeps the rate.
         clip_norm: longest gradient of them all together; 0 for any.
     """
 
@@ -37,6 +39,8 @@ class GeneratorConfig:
     learning_rate: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.999
+    epsilon: float = 1e-8
+    final_share: float = 1.0
     clip_norm: float = 0.0
 
     def __post_init__(self) -> None:
@@ -45,7 +49,8 @@ class GeneratorConfig:
         one_of("distribution", self.distribution, ("normal", "uniform"))
         at_least(1, width=self.width, noise_size=self.noise_size, blocks=self.blocks)
         at_least(0, clip_norm=self.clip_norm)
-        positive(learning_rate=self.learning_rate)
+        positive(learning_rate=self.learning_rate, epsilon=self.epsilon, final_share=self.final_share)
+        at_most(1, final_share=self.final_share)
         for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= value < 1:
                 raise ValueError(f"expected {name} in [0, 1), got {value}: averages diverge from 1 on")

@@ -12,7 +12,16 @@ import yaml
 
 from fastdistill import config
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, preset_path, presets
-from fastdistill.method_configs import METHODS, DistributionConfig, TrajectoryConfig, UnrolledConfig, matching_recipe
+from fastdistill.generator_config import GeneratorConfig
+from fastdistill.method_configs import (
+    METHODS,
+    DistributionConfig,
+    ImplicitConfig,
+    MatchingConfig,
+    TrajectoryConfig,
+    UnrolledConfig,
+    matching_recipe,
+)
 
 SETS = ("mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
 CELLS = [(method, source, ipc) for method in ("dc", "dsa") for source in SETS for ipc in (1, 10, 50)]
@@ -208,6 +217,79 @@ def test_a_cell_of_rat_holds_the_published_recipe(cell: str) -> None:
     assert "Feng" in head and " %." in head
 
 
+AIST = ("matching-pixels", "matching-generator", "unrolled-pixels", "unrolled-generator", "implicit-generator")
+
+
+@pytest.mark.parametrize("source", ["mnist", "cifar10"])
+@pytest.mark.parametrize("cell", (*AIST, "implicit-pixels"))
+def test_the_six_cells_of_the_aist_paper_share_all_but_method_and_images(source: str, cell: str) -> None:
+    name = f"aist/{source}-{cell}" if cell in AIST else f"ift/{source}-10"
+    kind, _, images = cell.partition("-")
+    run = load(name)
+    method, generator = run.method, run.generator
+    assert (method.kind, generator.learned) == (kind, images == "generator")
+    assert (run.data, run.student) == (DataConfig(source=source), StudentConfig())
+    assert (run.ipc, run.students, run.evaluation.protocol, run.evaluation.students) == (10, 1, "dc", 15)
+    assert (method.real_batch, method.inner_learning_rate, method.inner_momentum) == (256, 0.02, 0.5)
+    assert method.steps % run.evaluation.validation_every == method.steps % run.checkpoint_every == 0
+    if images == "generator":
+        clip = {"matching": 1400.0, "unrolled": 10.0, "implicit": 4.0}[kind]
+        epsilon = 140 * 1e-8 if kind == "matching" else 1e-8  # both as if the loss were divided by 14 tensors x 10
+        own = {"noise": "learned", "distribution": "uniform", "noise_size": 64, "learning_rate": 0.01}
+        assert generator == GeneratorConfig(architecture="full", width=128, epsilon=epsilon, clip_norm=clip, **own)
+    else:
+        assert method.start == "uniform"
+    if isinstance(method, MatchingConfig):
+        assert (method.steps, method.outer_loop, method.inner_loop, method.inner_batch) == (110 * 10, 10, 10, 100)
+        assert method.per_class and method.distance == "ours"
+        if images == "pixels":
+            assert (method.image_learning_rate, method.image_momentum, method.clip_norm) == (0.1, 0.5, 1000.0)
+    elif isinstance(method, UnrolledConfig):
+        assert (method.steps, method.batches, method.inner_steps, method.optimizer) == (1000, 1, 10, "momentum")
+        assert not (method.learn_rates or method.learn_momenta or method.window or method.intermediate_every)
+        if images == "pixels":
+            found = (method.outer_optimizer, method.learning_rate, method.beta1, method.clip_norm)
+            assert found == ("sgd", 10.0, 0.0, 10.0)
+    else:
+        assert isinstance(method, ImplicitConfig)
+        assert (method.inner_steps, method.hypersteps, method.terms, method.scaled) == (10, 1, 10, False)
+        assert (method.steps, method.alpha) == {"pixels": (1070, 0.01), "generator": (1080, 0.001)}[images]
+        if images == "pixels":
+            assert (method.outer_optimizer, method.learning_rate, method.clip_norm) == ("sgd", 10.0, 10.0)
+    head = preset_path(name).read_text(encoding="utf-8")
+    assert "Medvedev" in head and "our choice" in head
+
+
+# T, images a class and step, real batch, learning rate, beta 2, epsilon, steps between further losses
+GTN = {"mnist": (64, 13, 128, 0.02, 0.999, 1e-8, 1), "cifar10": (128, 26, 256, 0.004, 0.9, 1e-5, 16)}
+
+
+@pytest.mark.parametrize("source", GTN)
+def test_a_generative_teaching_network_holds_the_published_recipe(source: str) -> None:
+    steps, each, real, rate, beta2, epsilon, every = GTN[source]
+    run = load(f"gtn/{source}")
+    adam = {"learning_rate": rate, "beta1": 0.9, "beta2": beta2, "epsilon": epsilon, "final_share": 0.1}
+    assert run.method == UnrolledConfig(
+        steps=2000,
+        batches=steps,
+        epochs=1,
+        intermediate_every=every,
+        real_batch=real,
+        real_augmentation="pad_crop_flip" if source == "cifar10" else "none",
+        optimizer="momentum",
+        inner_learning_rate=0.02,
+        inner_momentum=0.5,
+        learn_momenta=True,
+        decay_every=0,
+        **adam,
+    )
+    assert run.generator == GeneratorConfig(architecture="upsampling", blocks=steps, **adam)
+    assert (run.ipc, run.evaluation.protocol) == (steps * each, "own")
+    assert (run.generator.width, run.generator.noise_size, run.generator.noise) == (128, 128, "learned")
+    assert run.method.steps % run.evaluation.validation_every == run.method.steps % run.checkpoint_every == 0
+    assert "Such" in preset_path(f"gtn/{source}").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("method", ["mtt", "tesla"])
 def test_budgets_of_trajectory_matching_share_their_experts(method: str) -> None:
     run = load(f"{method}/digits-1-cpu")
@@ -331,7 +413,7 @@ def test_presets_are_listed_by_method_and_cell() -> None:
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"^expected a preset .*, got 'dc/minst-10': try .*\bdc/mnist-10\b"):
         preset_path("dc/minst-10")
-    with pytest.raises(ValueError, match=r", got '\?': try \w+/\w+-\d+"):
+    with pytest.raises(ValueError, match=r", got '\?': try \w+/[\w-]+, "):
         preset_path("?")
 
 

@@ -44,7 +44,7 @@ def test_recipes_of_both_methods() -> None:
 Maker = Callable[..., object]
 REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (MatchingConfig, {"distance": "cosine"}, "expected distance among ours, mse, l1, cos, got 'cosine': did you mean"),
-    (MatchingConfig, {"start": "random"}, "expected start among noise, real, got 'random': choose one of these"),
+    (MatchingConfig, {"start": "random"}, "expected start among noise, uniform, real, got 'random': choose one of"),
     (MatchingConfig, {"steps": 0}, "expected steps of at least 1, got 0: raise it"),
     (MatchingConfig, {"real_batch": 0}, "expected real_batch of at least 1, got 0: raise it"),
     (MatchingConfig, {"outer_loop": 0}, "expected outer_loop of at least 1, got 0: raise it"),
@@ -77,7 +77,11 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (UnrolledConfig, {"augmentation": "pad_crop_flip"}, "expected augmentation of color, crop, cutout, flip, scale"),
     (UnrolledConfig, {"real_augmentation": "crop_"}, "expected real_augmentation of color, crop, cutout, flip, scale"),
     (UnrolledConfig, {"real_augmentation": "pad_crop"}, "or pad_crop_flip or none, got 'pad_crop': correct 'pad'"),
-    (UnrolledConfig, {"start": "units"}, "expected start among noise, unit, real, got 'units': did you mean 'unit'"),
+    (
+        UnrolledConfig,
+        {"start": "units"},
+        "expected start among noise, unit, uniform, real, got 'units': did you mean 'unit'",
+    ),
     (UnrolledConfig, {"window_start": "lst"}, "expected window_start among random, last, moving, got 'lst': did you"),
     (UnrolledConfig, {"storage": "float16"}, "expected storage among same, bfloat16, got 'float16': did you mean"),
     (UnrolledConfig, {"window": -1}, "expected window of at least 0, got -1: raise it"),
@@ -100,6 +104,23 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (UnrolledConfig, {"keep": 2, "storage": "bfloat16"}, "expected either keep above 1 or a storage of its own, got 2"),
     (UnrolledConfig, {"inner_momentum": 1.0}, "expected inner_momentum in [0, 1), got 1.0"),
     (UnrolledConfig, {"optimizer": "adam", "inner_momentum": 0.0, "learn_momenta": True}, "got adam with 0.0: use mom"),
+    (UnrolledConfig, {"grow_every": -1}, "expected grow_every of at least 0, got -1: raise it"),
+    (UnrolledConfig, {"grow_every": 5, "window": 3}, "expected either a window or steps that grow, got 3 and 5: leave"),
+    (UnrolledConfig, {"grow_every": 3, "steps": 78}, "expected all 30 inner steps to be trained by the last of 78 upd"),
+    (UnrolledConfig, {"grow_backwards": True}, "expected grow_backwards only where steps grow and students have sgd"),
+    (UnrolledConfig, {"grow_every": 1, "grow_backwards": True, "optimizer": "adam"}, "got grow_every 1 and adam: set"),
+    (UnrolledConfig, {"final_share": 0.0}, "expected a positive, finite final_share, got 0.0: raise it above zero"),
+    (UnrolledConfig, {"final_share": 2.0}, "expected final_share of at most 1, got 2.0: lower it"),
+    (UnrolledConfig, {"epsilon": 0.0}, "expected a positive, finite epsilon, got 0.0: raise it above zero"),
+    (UnrolledConfig, {"clip_norm": -1.0}, "expected clip_norm of at least 0, got -1.0: raise it"),
+    (UnrolledConfig, {"outer_optimizer": "sdg"}, "expected outer_optimizer among adam, sgd, got 'sdg': did you mean"),
+    (
+        UnrolledConfig,
+        {"outer_optimizer": "sgd"},
+        "expected decay_every 0 and final_share 1 for the outer_optimizer sg",
+    ),
+    (MatchingConfig, {"clip_norm": -1.0}, "expected clip_norm of at least 0, got -1.0: raise it"),
+    (MatchingConfig, {"inner_momentum": 1.0}, "expected inner_momentum in [0, 1), got 1.0"),
     (TrajectoryConfig, {"kind": "unrolled"}, "expected the kind trajectory of these settings, got 'unrolled': leave"),
     (TrajectoryConfig, {"gradient": "tsla"}, "expected gradient among exact, tesla, got 'tsla': did you mean 'tesla'"),
     (TrajectoryConfig, {"labels": "soft"}, "expected labels among hard, expert, learned, got 'soft': choose one"),
@@ -129,6 +150,13 @@ def test_values_at_the_limits_are_taken() -> None:
     UnrolledConfig(window=20, window_least=10, clip=0.0, intermediate_every=0)
     UnrolledConfig(drawn=True, drawn_classes=5, learn_rates=False)
     UnrolledConfig(real_augmentation="pad_crop_flip", augmentation="flip_rotate", start="unit")
+
+
+def test_steps_grow_from_four_to_all() -> None:
+    config = UnrolledConfig(grow_every=3, steps=79)
+    assert [config.trained_steps(step) for step in (0, 2, 3, 6, 75, 77, 78, 1000)] == [4, 4, 5, 6, 29, 29, 30, 30]
+    assert UnrolledConfig().trained_steps(0) == 30
+    assert UnrolledConfig(epochs=1, batches=3, grow_every=3).trained_steps(0) == 3
 
 
 def test_every_kind_builds_from_its_name() -> None:

@@ -17,8 +17,9 @@ from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.derivatives.sketch import Sketch
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import Method, State, outer_step
-from fastdistill.loop.setup import beside_images, generator_of, make_descent, make_method
+from fastdistill.loop.setup import beside_images, generator_of, make_method
 from fastdistill.loop.sizes import META, Sizes, Unseen, synthetic_images
 from fastdistill.method_configs import (
     DistributionConfig,
@@ -121,6 +122,8 @@ def _few_steps(recipe: UnrolledConfig) -> UnrolledConfig:
         window=inside,
         window_start="moving",  # from its least place
         window_least=before,
+        grow_every=0,
+        grow_backwards=False,
         intermediate_every=min(recipe.intermediate_every, 1),
         keep=keep,
     )

@@ -6,10 +6,11 @@ generator's parameters and noise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
+import torch
 from torch import Tensor
 from torch.func import vjp
 
@@ -64,6 +65,45 @@ def _split(learned: Learned) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return own, {name: value for name, value in learned.items() if name not in own}
 
 
+def images_and_pull(
+    generator: Generator, learned: Learned, step: int
+) -> tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]:
+    """The images of an outer step, and what takes a derivative in them to those in the generator's part.
+
+    Several blocks are generated a second time for it, one by one: all at once would hold the activations of all.
+
+    Args:
+        generator: makes the images.
+        learned: its part of what is learned.
+        step: keys fresh noise.
+
+    Returns:
+        ``[R, C, M, D, H, W]``, and a map from a tensor of that shape to derivatives by name.
+    """
+    if generator.config.blocks == 1:
+        whole = vjp(lambda learned: generator.images(learned, step), dict(learned))
+        return whole[0], lambda cotangent: whole[1](cotangent)[0]
+    return generator.images(learned, step), partial(_pulled, generator, learned, step)
+
+
+def _pulled(generator: Generator, learned: Learned, step: int, cotangent: Tensor) -> dict[str, Tensor]:
+    """Derivatives in the generator's part from one in its images ``[R, C, M, D, H, W]``, block by block."""
+    parameters, noise = generator.inputs(learned, step)
+    found = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    of_noise = torch.empty_like(noise)
+    each = noise.shape[2] // generator.config.blocks
+    for run in range(generator.runs):
+        own = {name: value[run] for name, value in parameters.items()}
+        for start in range(0, noise.shape[2], each):
+            part = slice(start, start + each)
+            pull = vjp(generator.block, own, noise[run, :, part])[1]
+            of_parameters, of_noise[run, :, part] = pull(cotangent[run, :, part])
+            for name, gradient in of_parameters.items():
+                found[name][run] += gradient
+    named = {f"{PREFIX}{name}": gradient for name, gradient in found.items()} | {NOISE: of_noise}
+    return {name: named[name] for name in learned}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
     """A method on the images of a generator.
@@ -87,10 +127,10 @@ class Decoded:
     def gradient(self, learned: Learned, students: Students, step: int) -> OuterGradient:
         """See `Method`; gradients in the generator's parameters and noise, and in what else is learned."""
         own, others = _split(learned)
-        shown = vjp(lambda own: self.generator.images(own, step), own)
-        found = self.method.gradient({"images": shown[0], **others}, students, step)
+        images, pull = images_and_pull(self.generator, own, step)
+        found = self.method.gradient({"images": images, **others}, students, step)
         gradients = dict(found.gradients)
-        return replace(found, gradients={**shown[1](gradients.pop("images"))[0], **gradients})
+        return replace(found, gradients={**pull(gradients.pop("images")), **gradients})
 
     def advance(self, learned: Learned, students: Students, step: int) -> Students | None:
         """See `Method`."""

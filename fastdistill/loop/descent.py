@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import cos, pi
 from typing import Protocol
 
 import torch
@@ -55,7 +56,7 @@ class Momentum:
 
 @dataclass(frozen=True, kw_only=True)
 class Adam:
-    """Adam (Kingma and Ba 2015), bias-corrected, with a rate that falls by steps.
+    """Adam (Kingma and Ba 2015), bias-corrected, with a rate that falls by steps, along a cosine, or both.
 
     Attributes:
         rate: at first.
@@ -64,6 +65,8 @@ class Adam:
         epsilon: added to the root.
         decay_every: steps after which the rate is multiplied by ``decay``; 0 for never.
         decay: that factor.
+        final_share: share of the rate that half a cosine ends at behind the last step; 1 for no cosine.
+        steps: of the whole run, which a cosine needs.
     """
 
     rate: float
@@ -72,6 +75,15 @@ class Adam:
     epsilon: float = 1e-8
     decay_every: int = 0
     decay: float = 1.0
+    final_share: float = 1.0
+    steps: int = 0
+
+    def rate_at(self, number: int) -> float:
+        """The rate of a step, ``η d^⌊n/k⌋ (f + (1 − f)(1 + cos(π n / steps)) / 2)`` with the final share ``f``."""
+        rate = self.rate * (self.decay ** (number // self.decay_every) if self.decay_every else 1.0)
+        if self.final_share == 1:
+            return rate
+        return rate * (self.final_share + (1 - self.final_share) * (1 + cos(pi * number / self.steps)) / 2)
 
     def start(self, learned: Mapping[str, Tensor]) -> Named:
         """See `Descent`."""
@@ -83,8 +95,7 @@ class Adam:
         self, learned: Mapping[str, Tensor], gradients: Mapping[str, Tensor], moments: Mapping[str, Tensor], number: int
     ) -> tuple[Named, Named]:
         """See `Descent`."""
-        rate = self.rate * (self.decay ** (number // self.decay_every) if self.decay_every else 1.0)
-        count = number + 1
+        rate, count = self.rate_at(number), number + 1
         moved, after = {}, {}
         for name, value in learned.items():
             gradient = gradients[name]

@@ -5,6 +5,7 @@ Those of convolutions and matrix products (`derivatives.flops`), the mean over a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -64,22 +65,29 @@ def _unrolled(config: RunConfig, recipe: UnrolledConfig, plan: Plan, sizes: Size
             window=inside,
             window_start="moving",  # from its least place
             window_least=before,
+            grow_every=0,
+            grow_backwards=False,
             intermediate_every=every,
             keep=1,
         )
         return whole_step(replace(config, method=short), plan, sizes).flops
 
-    length = recipe.window or recipe.inner_steps
-    last = recipe.inner_steps - length
-    before = last if recipe.window_start == "last" else (recipe.window_least + last) / 2
-    again = length - -(-length // recipe.keep)  # steps that are run a second time
     one, two = of(0, 1), of(0, 2)
     gradient = of(1, 1) - one
     product = two - one - gradient
-    found = one + (before + length - 1 + again) * gradient + (length - 1) * product
-    if recipe.intermediate_every:
-        found += (length - 1) // recipe.intermediate_every * (of(0, 2, every=1) - two)
-    return found
+    further = of(0, 2, every=1) - two if recipe.intermediate_every else 0
+
+    def step(length: int, before: float) -> float:
+        again = length - -(-length // recipe.keep)  # steps that are run a second time
+        found = one + (before + length - 1 + again) * gradient + (length - 1) * product
+        return found + ((length - 1) // recipe.intermediate_every * further if recipe.intermediate_every else 0)
+
+    if recipe.grow_every:
+        lengths = Counter(map(recipe.trained_steps, range(recipe.steps)))
+        return sum(count * step(length, 0) for length, count in lengths.items()) / recipe.steps
+    length = recipe.window or recipe.inner_steps
+    last = recipe.inner_steps - length
+    return step(length, last if recipe.window_start == "last" else (recipe.window_least + last) / 2)
 
 
 def _trajectory(config: RunConfig, recipe: TrajectoryConfig, plan: Plan, sizes: Sizes) -> float:
@@ -106,7 +114,8 @@ def _generating(config: RunConfig, plan: Plan, sizes: Sizes) -> int:
     """What a generator adds to a step of one run, for which the students hardly need to train."""
     recipe, plan = config.method, replace(plan, chunk=1)
     if isinstance(recipe, UnrolledConfig):
-        recipe = replace(recipe, epochs=1, window=1, window_start="moving", window_least=0, intermediate_every=0)
+        recipe = replace(recipe, grow_every=0, grow_backwards=False, intermediate_every=0)
+        recipe = replace(recipe, epochs=1, window=1, window_start="moving", window_least=0)
     elif isinstance(recipe, TrajectoryConfig):
         recipe = replace(recipe, inner_steps=1)
     elif isinstance(recipe, MatchingConfig):

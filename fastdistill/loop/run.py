@@ -22,6 +22,7 @@ from fastdistill.evaluation.arms import Judge
 from fastdistill.failures import Stopped
 from fastdistill.files import append, held, sweep, write_whole
 from fastdistill.loop.checkpoint import load_checkpoint, sweep_checkpoints
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.environment import available_memory, describe_environment
 from fastdistill.loop.fingerprint import data_hash, seen_hash
 from fastdistill.loop.memory import forecast_here, refuse_what_does_not_fit
@@ -36,7 +37,6 @@ from fastdistill.loop.setup import (
     initial_state,
     labels_of,
     learning_rate_of,
-    make_descent,
     make_method,
     open_experts,
     replay_of,

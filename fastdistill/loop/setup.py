@@ -1,12 +1,11 @@
 """What configuration, plan and real images become before the first step, and the artefact after the last.
 
-The one place that tells methods apart: `make_descent`, `make_method` and what is learned beside the images.
+With `descents` the one place that tells methods apart: `make_method` and what is learned beside the images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 import torch
@@ -24,17 +23,14 @@ from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.plan import Batching, choose_batching, forward_cost
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.replay import Replay
-from fastdistill.generator_config import GeneratorConfig
-from fastdistill.loop.decoded import Decoded, Shown, belongs
-from fastdistill.loop.descent import Adam, Descent, Momentum, Parted
-from fastdistill.loop.limits import Joint, Limited
+from fastdistill.loop.decoded import Decoded, Shown
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import Method, State
 from fastdistill.method_configs import (
     PAD_CROP_FLIP,
     DistributionConfig,
     ImplicitConfig,
     MatchingConfig,
-    MethodConfig,
     TrajectoryConfig,
     UnrolledConfig,
 )
@@ -106,51 +102,6 @@ def beside_images(config: RunConfig, classes: int, *, dtype: torch.dtype, device
     if isinstance(config.method, ImplicitConfig):
         return initial_labels(config.method, config.runs, classes, config.ipc, dtype=dtype, device=device)
     return {}
-
-
-def make_descent(method: MethodConfig, generator: GeneratorConfig | None = None) -> Descent:
-    """The outer optimiser of a method, and of the generator where there is one."""
-    descent = _descent_of(method)
-    if generator is None or not generator.learned:
-        return descent
-    adam = Adam(rate=generator.learning_rate, beta1=generator.beta1, beta2=generator.beta2)
-    if isinstance(descent, Limited):
-        descent = replace(descent, factor=0.0, norm=0.0)  # what it bounds is not learned
-    return Parted(own=Joint(descent=adam, norm=generator.clip_norm), others=descent, belongs=belongs)
-
-
-def _descent_of(method: MethodConfig) -> Descent:
-    if isinstance(method, MatchingConfig | DistributionConfig):
-        return Momentum(rates={"images": method.image_learning_rate}, momentum=method.image_momentum)
-    if isinstance(method, UnrolledConfig):
-        adam = Adam(
-            rate=method.learning_rate,
-            beta1=method.beta1,
-            beta2=method.beta2,
-            decay_every=method.decay_every,
-            decay=method.decay,
-        )
-        return Limited(descent=adam, factor=method.clip, floors=_label_floor(method.learn_labels))
-    if isinstance(method, TrajectoryConfig):
-        learned = method.labels == "learned"
-        rates = {"images": method.image_learning_rate, "rate": method.rate_learning_rate}
-        momentum = Momentum(
-            rates=rates | ({"labels": method.label_learning_rate} if learned else {}), momentum=method.momentum
-        )
-        return Limited(descent=momentum, floors={"rate": method.least_learning_rate, **_label_floor(learned)})
-    if isinstance(method, ImplicitConfig):
-        return Limited(descent=_of_images(method), norm=method.clip_norm, floors=_label_floor(method.learn_labels))
-    assert_never(method)
-
-
-def _of_images(method: ImplicitConfig) -> Descent:
-    if method.outer_optimizer == "sgd":
-        return Momentum(rates=dict.fromkeys(("images", "labels"), method.learning_rate), momentum=method.momentum)
-    return Adam(rate=method.learning_rate, beta1=method.momentum, decay_every=method.decay_every, decay=method.decay)
-
-
-def _label_floor(learned: bool) -> dict[str, float]:
-    return {"labels": 0.0} if learned else {}
 
 
 def make_method(

@@ -86,11 +86,11 @@ def first_nonfinite_step(
         primitive: the derivative.
         student: the one.
         batches: what it is shown in every step.
-        steps: that it trains, from its birth.
+        steps: that it trains, the first of them at its birth.
         real: images ``[1, B, D, H, W]`` and labels ``[1, B]`` of the outer loss.
     """
     weights, state = student.weights, None
-    for number in range(len(steps)):
+    for number in range(steps.first, steps.first + len(steps)):
         images, labels = batches(number)
         own = images[0] if images.ndim == 5 else images
         targets = labels[0] if labels.ndim == (3 if labels.is_floating_point() else 2) else labels
@@ -98,7 +98,7 @@ def first_nonfinite_step(
         if where:
             return where
         # a step at a time: a trajectory to look at afterwards could be more than memory holds
-        one = steps.split(number + 1)[0].split(number)[1]
+        one = steps.split(number + 1 - steps.first)[0].split(number - steps.first)[1]
         weights, state = advance(primitive, weights, student.buffers, batches, one, state=state)
     if real is None:
         return ""

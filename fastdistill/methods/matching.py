@@ -239,7 +239,12 @@ class GradientMatching:
             students.buffers,
             image_fetch(own, labels),
             len(labels),
-            Training(epochs=config.inner_loop, learning_rate=config.inner_learning_rate, batch=config.inner_batch),
+            Training(
+                epochs=config.inner_loop,
+                learning_rate=config.inner_learning_rate,
+                momentum=config.inner_momentum,
+                batch=config.inner_batch,
+            ),
             seed=self._seed,
             students=indices,
             first_epoch=step * config.inner_loop,

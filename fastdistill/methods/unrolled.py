@@ -63,6 +63,9 @@ def window(config: UnrolledConfig, step: int, *, seed: int) -> tuple[int, int]:
 
     Training ends with the window. All students share it, since it decides how long they train.
     """
+    if config.grow_every:
+        begin = birth(config, step)
+        return begin, begin + config.trained_steps(step)
     length = config.window or config.inner_steps
     last = config.inner_steps - length
     if config.window_start == "random":
@@ -75,6 +78,11 @@ def window(config: UnrolledConfig, step: int, *, seed: int) -> tuple[int, int]:
     else:
         begin = last
     return begin, begin + length
+
+
+def birth(config: UnrolledConfig, step: int) -> int:
+    """The inner step that the students of an outer step begin with; those before it are not trained yet."""
+    return config.inner_steps - config.trained_steps(step) if config.grow_backwards else 0
 
 
 def initial_settings(
@@ -197,7 +205,8 @@ class Unrolled:
         config, synthetic = self._config, self._primitives.synthetic
         batches, steps = self._inner(learned, students.indices, start, step)
         begin, end = window(config, step, seed=self._seed)
-        before, inside = steps.split(end)[0].split(begin)
+        born = birth(config, step)
+        before, inside = steps.split(end)[0].split(born)[1].split(begin - born)
         weights, state = advance(synthetic, students.weights, students.buffers, batches, before)
         storage = torch.bfloat16 if config.storage == "bfloat16" else None
         trajectory = unroll(
@@ -280,4 +289,5 @@ class Unrolled:
         batches, steps = self._inner(learned, own.indices, student, step)
         _, end = window(self._config, step, seed=self._seed)
         real = self._real(step, own.indices)
-        return first_nonfinite_step(self._ensemble, self._primitives.synthetic, own, batches, steps.split(end)[0], real)
+        trained = steps.split(end)[0].split(birth(self._config, step))[1]
+        return first_nonfinite_step(self._ensemble, self._primitives.synthetic, own, batches, trained, real)

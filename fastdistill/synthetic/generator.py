@@ -203,13 +203,17 @@ class Generator:
             learned: by name; what is not the generator's is left alone.
             step: keys fresh noise.
         """
+        return self._generated(*self.inputs(learned, step))
+
+    def inputs(self, learned: Mapping[str, Tensor], step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Parameters by the network's own names ``[R, ...]`` and the noise ``[R, C, M, z]`` of an outer step."""
         parameters = {name.removeprefix(PREFIX): value for name, value in learned.items() if name.startswith(PREFIX)}
         first = next(iter(parameters.values()))
         noise = learned.get(NOISE)
         if noise is None:
             # step 0 belongs to the noise that is fixed or learned
             noise = self._noise(step + 1 if self.config.noise == "fresh" else 0, first.dtype, first.device)
-        return self._generated(parameters, noise)
+        return parameters, noise
 
     def sample(self, learned: Mapping[str, Tensor], images: int, *, seed: int) -> Tensor:
         """Images of a finished generator, class after class in turn: image ``i`` is of class ``i mod C``.

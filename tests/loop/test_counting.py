@@ -8,9 +8,10 @@ from fastdistill.data.sources import load_source
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.loop import counting
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state, make_descent, make_method
+from fastdistill.loop.setup import initial_state, make_method
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import ImplicitConfig, TrajectoryConfig, UnrolledConfig, matching_recipe
 from fastdistill.students.ensemble import student_module

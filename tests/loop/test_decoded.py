@@ -9,9 +9,11 @@ from bench.naive.distribution import distribution_loss
 from bench.naive.implicit import implicit_gradient, neumann
 from bench.naive.matching import matching_loss
 from bench.naive.unrolled import Sgd, Training, unrolled_loss
+from fastdistill.derivatives.memory import Ledger
 from fastdistill.generator_config import GeneratorConfig
-from fastdistill.loop.decoded import Decoded, Shown, belongs
-from fastdistill.method_configs import DistributionConfig, ImplicitConfig, MatchingConfig
+from fastdistill.loop.decoded import Decoded, Shown, belongs, images_and_pull
+from fastdistill.method_configs import DistributionConfig, ImplicitConfig, MatchingConfig, UnrolledConfig
+from fastdistill.methods.unrolled import batch_order
 from fastdistill.synthetic.generator import Generator
 from tests.methods import test_distribution as distribution
 from tests.methods import test_implicit as implicit
@@ -44,6 +46,44 @@ def agree(found, expected):
         # what a norm behind it cancels has no derivative but rounding
         assert (found[name] - gradient).norm() <= 1e-8 * gradient.norm() + 1e-13, name
     assert sum(float(gradient.norm()) for gradient in expected.values()) > 1e-4
+
+
+def test_each_inner_step_sees_the_images_of_exactly_one_block():
+    steps, each = 3, 2
+    config = GeneratorConfig(architecture="upsampling", blocks=steps, width=8, noise_size=5)
+    generator = Generator(config=config, shape=SHAPE, classes=CLASSES, ipc=steps * each, runs=1, seed=3)
+    learned = generator.initial(dtype=torch.float64, device=CPU)
+    images = generator.images(learned, 0)[0].flatten(0, 1)
+    parameters = {name.removeprefix("generator."): value[0] for name, value in learned.items() if name != "noise"}
+    order = batch_order(UnrolledConfig(batches=steps, epochs=1), CLASSES, steps * each)
+    assert order.shape == (steps, CLASSES * each)
+    for step, members in enumerate(order):
+        block = generator.block(parameters, learned["noise"][0, :, step * each : (step + 1) * each])
+        assert torch.equal(images[members], block.flatten(0, 1))
+
+
+@pytest.mark.parametrize("noise", ["learned", "fresh"])
+def test_blocks_are_pulled_back_one_by_one_to_the_same(noise):
+    generator, learned = generators(("upsampling", noise, 2), runs=2)
+    images, pull = images_and_pull(generator, learned, 4)
+    cotangent = torch.randn(images.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    whole, back = torch.func.vjp(lambda learned: generator.images(learned, 4), learned)
+    assert torch.equal(images, whole)
+    agree(pull(cotangent), back(cotangent)[0])
+    assert ("noise" in pull(cotangent)) == (noise == "learned")
+
+
+def test_a_pull_back_holds_the_activations_of_one_block():
+    def held(blocks):
+        config = GeneratorConfig(architecture="upsampling", blocks=blocks, width=32, noise_size=5)
+        generator = Generator(config=config, shape=SHAPE, classes=CLASSES, ipc=64, runs=1, seed=3)
+        learned = generator.initial(dtype=torch.float32, device=torch.device("meta"))
+        with Ledger() as ledger:
+            images, pull = images_and_pull(generator, learned, 0)
+            pull(torch.ones_like(images))
+            return ledger.footprint.peak
+
+    assert held(16) < held(1) / 4
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))

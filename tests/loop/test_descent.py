@@ -1,5 +1,7 @@
 """The outer optimisers against torch's own, in float64."""
 
+import math
+
 import pytest
 import torch
 
@@ -62,6 +64,34 @@ def test_the_rate_falls_as_torch_step_lr():
         Adam(rate=0.05, beta1=0.5, decay_every=2, decay=0.5),
         lambda named: torch.optim.Adam(named.values(), lr=0.05, betas=(0.5, 0.999)),
         lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5),
+    )
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_the_rate_falls_as_torch_cosine_annealing(share):
+    walk(
+        Adam(rate=0.05, beta1=0.5, final_share=share, steps=9),
+        lambda named: torch.optim.Adam(named.values(), lr=0.05, betas=(0.5, 0.999)),
+        lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=9, eta_min=0.05 * share),
+    )
+
+
+def test_the_cosine_goes_from_the_rate_to_its_share():
+    """``f η + (1 − f) η (1 + cos(π n / N)) / 2``, of the step's number alone; times the decay where there is one."""
+    descent = Adam(rate=0.02, final_share=0.1, steps=2000)
+    assert descent.rate_at(0) == 0.02
+    assert descent.rate_at(1000) == pytest.approx(0.011, rel=1e-12)
+    assert descent.rate_at(1500) == pytest.approx(0.002 + 0.018 * (1 - math.sqrt(0.5)) / 2, rel=1e-12)
+    assert descent.rate_at(2000) == pytest.approx(0.002, rel=1e-12)
+    both = Adam(rate=0.02, final_share=0.1, steps=2000, decay_every=400, decay=0.5)
+    assert both.rate_at(1000) == pytest.approx(descent.rate_at(1000) / 4, rel=1e-12)
+    assert Adam(rate=0.02).rate_at(1999) == 0.02
+
+
+def test_the_root_is_kept_from_zero_as_torch_does():
+    walk(
+        Adam(rate=0.01, epsilon=1e-3),
+        lambda named: torch.optim.Adam(named.values(), lr=0.01, eps=1e-3),
     )
 
 

@@ -10,10 +10,11 @@ from fastdistill.data.sources import load_source
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Ledger
 from fastdistill.derivatives.plan import Batching, Path
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.flops import step_flops
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state, make_descent, make_method
+from fastdistill.loop.setup import initial_state, make_method
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import TrajectoryConfig, UnrolledConfig, matching_recipe
 from fastdistill.methods.unrolled import window
@@ -86,6 +87,8 @@ def test_training_between_two_steps_is_part_of_them(digits, inner_loop):
         {"epochs": 4, "window": 5, "window_start": "moving", "window_least": 1, "steps": 3, "intermediate_every": 2},
         {"drawn": True, "drawn_classes": 3, "learn_rates": False, "augmentation": "flip_rotate"},
         {"optimizer": "momentum", "learn_momenta": True, "real_augmentation": "pad_crop_flip"},
+        {"epochs": 3, "grow_every": 1, "steps": 4, "intermediate_every": 2, "keep": 3},
+        {"epochs": 3, "grow_every": 2, "grow_backwards": True, "steps": 5},
     ],
     ids=lambda changes: "-".join(changes),
 )

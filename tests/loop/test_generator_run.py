@@ -31,11 +31,11 @@ def digits():
     return load_source("digits")
 
 
-def config(folder, kind="matching", *, runs=1, method=None, **generator):
+def config(folder, kind="matching", *, ipc=2, runs=1, method=None, **generator):
     own = kind == "unrolled"
     return RunConfig(
         output=str(folder),
-        ipc=2,
+        ipc=ipc,
         runs=runs,
         students=2,
         student=StudentConfig(width=4, depth=2),
@@ -65,7 +65,9 @@ def saved(settings, digits):
     [("matching", "fresh"), ("unrolled", "learned"), ("implicit", "learned"), ("distribution", "fresh")],
 )
 def test_stopping_and_going_on_equals_going_straight(tmp_path, digits, kind, noise):
-    straight, stopped = (config(tmp_path / name, kind, runs=2, noise=noise) for name in ("straight", "stopped"))
+    straight, stopped = (
+        config(tmp_path / name, kind, runs=2, noise=noise, final_share=0.1) for name in ("straight", "stopped")
+    )
     run(straight, digits, judge=False)
     assert run(stopped, digits, judge=False, stop_after=5) is None
     run(stopped, digits, judge=False)
@@ -77,6 +79,39 @@ def test_stopping_and_going_on_equals_going_straight(tmp_path, digits, kind, noi
         assert all(torch.equal(left[name], right[name]) for name in left)
     assert ("noise" in first.learned) == (noise == "learned") and "images" not in first.learned
     assert first.runs == 2 and ("rates" in first.learned) == (kind == "unrolled")
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_a_curriculum_that_grows_goes_on_as_it_would_have_gone(tmp_path, digits, backwards):
+    """A generative teaching network as its presets have it, with a block, a rate and a momentum for every step."""
+    method = UnrolledConfig(
+        steps=7,
+        batches=6,
+        epochs=1,
+        intermediate_every=1,
+        grow_every=2,
+        grow_backwards=backwards,
+        real_batch=16,
+        optimizer="momentum",
+        inner_momentum=0.5,
+        learn_momenta=True,
+        decay_every=0,
+        final_share=0.1,
+    )
+    given = {"method": method, "blocks": 6, "final_share": 0.1}
+    straight, stopped = (
+        replace(config(tmp_path / name, "unrolled", ipc=6, **given), max_masked_share=0.0) for name in ("straight", "b")
+    )
+    run(straight, digits, judge=False)
+    assert run(stopped, digits, judge=False, stop_after=3) is None
+    early = saved(stopped, digits)
+    run(stopped, digits, judge=False)
+    whole, later = saved(straight, digits), saved(stopped, digits)
+    assert all(torch.equal(whole.learned[name], later.learned[name]) for name in whole.learned)
+    # after three updates of four and five steps one of the six has not moved yet
+    moved = (early.learned["rates"][0] != early.learned["rates"][0, 0 if backwards else 5]).tolist()
+    assert moved == ([False, *[True] * 5] if backwards else [*[True] * 5, False])
+    assert (whole.learned["rates"] != early.learned["rates"]).all()
 
 
 def test_generators_are_judged_by_what_they_make(tmp_path, digits):
@@ -139,6 +174,9 @@ def test_a_larger_generator_needs_more_memory():
         ({"architecture": "upscaling"}, "expected architecture among none, upsampling, full, got 'upscaling': did you"),
         ({"noise": "none"}, "expected noise among learned, fixed, fresh, got 'none'"),
         ({"noise_size": 0}, "expected noise_size of at least 1, got 0: raise it"),
+        ({"final_share": 0.0}, "expected a positive, finite final_share, got 0.0: raise it above zero"),
+        ({"final_share": 1.5}, "expected final_share of at most 1, got 1.5: lower it"),
+        ({"epsilon": 0.0}, "expected a positive, finite epsilon, got 0.0: raise it above zero"),
         ({"width": 6}, "expected a width that is a multiple of 4, got 6"),
         ({"blocks": 3}, "expected ipc to be a multiple of the generator's 3 blocks, got 2: change generator.blocks or"),
     ],

@@ -255,6 +255,25 @@ def test_batch_norm_statistics_are_frozen_for_the_match(device):
     assert all(torch.equal(drawn.buffers[name], value) for name, value in before.items())
 
 
+def test_students_train_with_momentum_from_rest_after_every_update(device):
+    config = MatchingConfig(outer_loop=3, inner_loop=4, inner_learning_rate=0.1, inner_momentum=0.5)
+    method, _, layout = make(config, students=1, ipc=2, device=device)
+    synthetic = images(1, CLASSES, 2, seed=7, device=device)
+    labels = torch.arange(CLASSES, device=device).repeat_interleave(2)
+    students = method.fresh(0)
+    network = textbook_network(layout, students.weights[0])
+    for step in range(2):
+        students = method.advance({"images": synthetic}, students, step)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.5)
+        for _ in range(4):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(synthetic[0].flatten(0, 1)), labels).backward()
+            optimizer.step()
+        found = layout.views(students.weights[0])
+        for (name, view), expected in zip(found.items(), network.parameters(), strict=True):
+            assert torch.allclose(view, expected, rtol=1e-10, atol=1e-14), (step, name)
+
+
 def test_fixed_students_are_the_same_at_every_step_and_fresh_ones_are_not():
     for kind, same in (("fixed", True), ("fresh", False)):
         ensemble = Ensemble(StudentConfig(width=4, initialization=kind), SHAPE, CLASSES, seed=1, dtype=torch.float64)

@@ -336,6 +336,48 @@ def test_a_window_at_the_last_place_and_one_of_all_steps():
         assert window(recipe(batches=2, epochs=3, window_start=place), 5, seed=1) == (0, 6)
 
 
+def trained_alone(config, learned, students, step, part):
+    """The losses of a run of nothing but some of the steps, and its gradients as those of all steps."""
+    count = len(range(config.inner_steps)[part])
+    short, _, _, _ = make(replace(config, batches=count, grow_every=0, grow_backwards=False), students=2, runs=2)
+    members = slice(2 * part.start, 2 * part.stop)  # two images a class and step
+    places = dict.fromkeys(learned, (slice(None), part)) | {"images": (slice(None), slice(None), members)}
+    found = short.gradient({name: value[places[name]] for name, value in learned.items()}, students, step)
+    gradients = {name: torch.zeros_like(value) for name, value in learned.items()}
+    for name, gradient in found.gradients.items():
+        gradients[name][places[name]] = gradient
+    return found.loss, gradients
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize(("step", "count"), [(0, 4), (1, 4), (2, 5), (4, 6)])
+def test_steps_that_grow_are_an_ordinary_run_of_so_many(optimizer, backwards, step, count):
+    if backwards and optimizer == "adam":
+        pytest.skip("refused: it counts its steps")
+    grown = {"grow_every": 2, "grow_backwards": backwards, "steps": 5}
+    config = recipe(optimizer, 6, 1, **grown, intermediate_every=2)
+    method, learned, _, _ = make(config, students=2, runs=2)
+    students = method.fresh(step)
+    found = method.gradient(learned, students, step)
+    part = slice(6 - count, 6) if backwards else slice(0, count)
+    loss, gradients = trained_alone(config, learned, students, step, part)
+    assert torch.equal(found.loss, loss)
+    assert all(torch.equal(found.gradients[name], gradients[name]) for name in gradients)
+    if not backwards:
+        compare(config, students=2, runs=2, step=step)
+
+
+def test_where_a_student_stopped_is_said_of_the_steps_that_it_trained():
+    config = recipe("momentum", 6, 1, grow_every=2, grow_backwards=True, steps=5)
+    method, learned, _, _ = make(config, students=1)
+    students = method.fresh(0)
+    learned["rates"][0, :2] = 1e300  # of steps that are not trained yet
+    assert method.locate(learned, students, 0, 0) == ""
+    learned["rates"][0, 3] = 1e300
+    assert "inner step 4" in method.locate(learned, students, 0, 0)
+
+
 def test_drawn_images_are_distinct_and_of_as_many_classes_as_asked_for():
     config = recipe(batches=2, epochs=3, drawn=True, drawn_classes=2)
     order = drawn_order(config, CLASSES, 4, seed=3, step=7, students=torch.arange(50))
