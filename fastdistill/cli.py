@@ -169,6 +169,7 @@ def _evaluate(words: list[str]) -> int:
         protocol=options.protocol or None,
         epochs=options.epochs or None,
         images=options.images,
+        test_images=options.test_images,
         seed=options.seed,
         device=options.device,
         source=options["data.source"] or None,

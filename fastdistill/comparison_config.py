@@ -24,6 +24,7 @@ class TestConfig:
         students: how many, per run.
         epochs: of the protocol; 0 keeps its own.
         protocol: dc, dsa, default or own; empty for the arm's.
+        test_images: of the test set, evenly spread; 0 for all.
     """
 
     __test__ = False  # it is no test of ours
@@ -32,10 +33,11 @@ class TestConfig:
     students: int = 5
     epochs: int = 0
     protocol: str = ""
+    test_images: int = 0
 
     def __post_init__(self) -> None:
         at_least(1, students=self.students)
-        at_least(0, epochs=self.epochs)
+        at_least(0, epochs=self.epochs, test_images=self.test_images)
         one_of("protocol", self.protocol or "own", ("dc", "dsa", "default", "own"))
 
     def of(self, student: StudentConfig) -> StudentConfig:

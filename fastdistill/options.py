@@ -155,6 +155,7 @@ def evaluate_parser() -> Parser:
     parser.add_argument("--protocol", type=str, default="", help="dc, dsa, default or own; the run's by default")
     parser.add_argument("--epochs", type=int, default=0, help="epochs; the protocol's by default")
     parser.add_argument("--images", type=str, default="last", help="last, or best on validation")
+    parser.add_argument("--test_images", type=int, default=0, help="of the test set, evenly spread; all by default")
     parser.add_argument("--seed", type=int, default=0, help="of every draw")
     parser.add_argument("--device", type=str, default="auto", help="auto, cpu or cuda")
     parser.add_argument("--random_real", type=bool, default=True, help="judge as many random real images too")
@@ -252,7 +253,7 @@ def parse_evaluate(words: Sequence[str]) -> Namespace:
         if options.protocol:
             one_of("protocol", options.protocol, ("dc", "dsa", "default", "own"))
         at_least(1, students=options.students)
-        at_least(0, epochs=options.epochs, seed=options.seed)
+        at_least(0, epochs=options.epochs, seed=options.seed, test_images=options.test_images)
         given = {field.name: options.get(field.name) for field in dataclasses.fields(StudentConfig)}
         StudentConfig(**{name: value for name, value in given.items() if value is not None})
     return options

@@ -175,6 +175,7 @@ def _test(
         protocol=test.protocol or None,
         epochs=test.epochs or None,
         images=config.images,
+        test_images=test.test_images,
         seed=arm.seed,
         device=arm.device,
         random_real=wanted,

@@ -25,6 +25,7 @@ def evaluate_run(
     protocol: str | None = None,
     epochs: int | None = None,
     images: str = "last",
+    test_images: int = 0,
     seed: int = 0,
     device: str = "auto",
     source: str | None = None,
@@ -42,6 +43,7 @@ def evaluate_run(
         protocol: by default ``own`` for images with steps and rates of their own, else the run's.
         epochs: the protocol's by default.
         images: ``last`` or ``best`` (on validation).
+        test_images: how many of the test set, evenly spread over it; 0 for all.
         seed: of every draw.
         device: auto, cpu or cuda.
         source: where the test set is, where it has moved; the run's by default.
@@ -72,6 +74,8 @@ def evaluate_run(
     )
     if epochs is not None:
         test = replace(test, rules=test.rules.with_epochs(epochs))
+    if test_images:
+        test = test.with_test_images(test_images)
     kept = file.parent / "evaluations.jsonl"
     append(kept, b"")  # a training of hours should not find out at its end
     if distilled.note:
@@ -92,6 +96,8 @@ def evaluate_run(
         "per_student": evaluation.per_student,
         "seconds": evaluation.seconds,
     }
+    if test_images:
+        line["test_images"] = len(test.test)
     if test.born is not None:
         line["initialization"] = test.student.initialization
     if beside is not None:

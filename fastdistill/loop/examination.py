@@ -55,6 +55,17 @@ class Examination:
     seed: int
     born: Born | None = None
 
+    def with_test_images(self, count: int) -> Examination:
+        """The same test by some of the test images, evenly spread over the test set.
+
+        Raises:
+            ValueError: for more than there are.
+        """
+        if not 1 <= count <= len(self.test):
+            raise ValueError(f"expected 1 to {len(self.test)} test images, got {count}: lower test_images")
+        chosen = torch.arange(count, device=self.test.device) * len(self.test) // count
+        return replace(self, test=self.test.subset(chosen))
+
     def judge(self, distilled: Distilled, *, progress: Silent | None = None, title: str = "testing") -> Evaluation:
         """Trains students, the same in every call, and tests them."""
         place = self.test.device
