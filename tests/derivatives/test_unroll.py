@@ -13,7 +13,7 @@ from fastdistill.derivatives.inner import SGD, Adam, Momentum
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.derivatives.trajectory import Steps, trajectory_bytes
-from fastdistill.derivatives.unroll import adjoint, advance, first_order, unroll
+from fastdistill.derivatives.unroll import Slope, adjoint, advance, first_order, unroll
 from fastdistill.draws import Purpose
 from fastdistill.students.architectures import build_student
 from fastdistill.students.weights import initial_weights
@@ -210,8 +210,8 @@ def hypergradient(case, batching, *, before=0, every=0, **options):
     intermediate = None
     if every:
 
-        def intermediate(number, weights):
-            return outer_gradient(primitive, case, weights) if number and number % every == 0 else None
+        def intermediate(number, weights, buffers):
+            return Slope(outer_gradient(primitive, case, weights)) if number and number % every == 0 else None
 
     found = adjoint(
         primitive,
@@ -497,17 +497,17 @@ def test_the_first_step_needs_no_hessian_product_unless_asked():
     asked = []
 
     class Spy:
-        def products(self, *arguments, wanted):
-            asked.append(wanted)
+        def products(self, *arguments, wanted, training):
+            asked.append((wanted, training))
             return primitive.products(*arguments, wanted=wanted)
 
     trajectory = unroll(primitive, case.weights, {}, case.batch, case.steps())
     start = outer_gradient(primitive, case, trajectory.weights)
     assert adjoint(Spy(), trajectory, case.batch, start, lambda *_: None).weights is None
-    assert asked == [("weights", "images"), ("weights", "images"), ("images",)]
+    assert asked == [(("weights", "images"), False)] * 2 + [(("images",), False)]
     asked.clear()
     first_order(Spy(), trajectory, case.batch, start, lambda *_: None)
-    assert asked == [("images",)] * 3
+    assert asked == [(("images",), False)] * 3
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -529,7 +529,7 @@ def test_what_cannot_be_unrolled_is_named():
     case = problem("momentum", 2, 3, soft=False)
     primitive, steps = Functional(case.module, BATCHINGS["vmap"]), case.steps()
     for message, changed in (
-        ("expected students without buffers, got running_mean", {"buffers": {"running_mean": torch.zeros(2, 3)}}),
+        ("expected students without running statistics, got steps", {"buffers": {"steps": torch.zeros(2).long()}}),
         ("expected learning rates of 1 students", {"weights": case.weights[:1]}),
         ("expected an optimiser state", {"state": torch.zeros(2, 2, 5)}),
         ("expected at least one step", {"steps": steps.split(0)[0]}),
