@@ -210,7 +210,7 @@ def adjoint(
         if products.weights is not None:
             before = back.weights + _scaled(products.weights[:, 0], back.scale)
             if through is not None:
-                before = before + through[0]
+                before = before + through
             slope = None if intermediate is None else intermediate(setting.number, weights, buffers)
             if slope is not None:
                 _check_slope(slope, trajectory)
