@@ -53,14 +53,14 @@ class StudentConfig:
     """The network that the images are distilled for.
 
     Attributes:
-        architecture: convnet, mlp, lenet, alexnet, alexcifarnet, vgg11, resnet18 or resnet18ap.
+        architecture: convnet, mlp, lenet, alexnet, alexcifarnet, gtn, vgg11, resnet18 or resnet18ap.
         depth: blocks of a convnet, 1 to 8.
         width: channels of a convnet.
         norm: none, instance, group, layer or batch.
         activation: relu, leaky_relu, sigmoid, swish or softplus.
         pooling: none, avg or max.
         weights: weight distribution: default, xavier_normal, xavier_uniform, kaiming_fan_in, kaiming_fan_out or
-            orthogonal.
+            orthogonal; default is PyTorch's, for gtn kaiming_fan_in.
         initialization: fresh weights for every new student, fixed ones, or pretrained ones from a folder.
         pretrained: folder of .safetensors weights, for initialization pretrained.
     """
@@ -79,7 +79,7 @@ class StudentConfig:
         one_of(
             "architecture",
             self.architecture,
-            ("convnet", "mlp", "lenet", "alexnet", "alexcifarnet", "vgg11", "resnet18", "resnet18ap"),
+            ("convnet", "mlp", "lenet", "alexnet", "alexcifarnet", "gtn", "vgg11", "resnet18", "resnet18ap"),
         )
         one_of("norm", self.norm, ("none", "instance", "group", "layer", "batch"))
         one_of("activation", self.activation, ("relu", "leaky_relu", "sigmoid", "swish", "softplus"))

@@ -124,9 +124,7 @@ def test_values_of_another_type_are_refused_with_the_arm(tmp_path, capsys):
 
 
 def test_a_file_that_is_not_there_is_named():
-    with pytest.raises(
-        ValueError, match=r"a YAML file or the name of a comparison, got 'mnist-cp'.*mnist-cpu"
-    ):
+    with pytest.raises(ValueError, match=r"a YAML file or the name of a comparison, got 'mnist-cp'.*mnist-cpu"):
         read_comparison("mnist-cp")
 
 

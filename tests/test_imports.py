@@ -45,6 +45,7 @@ ROOMS = {
     "draws": set(),
     "files": set(),
     "progress": set(),
+    "weight_norm": set(),
 }
 NEUTRAL = {
     "baseline_config",
@@ -57,6 +58,7 @@ NEUTRAL = {
     "failures",
     "files",
     "progress",
+    "weight_norm",
 }
 
 

@@ -7,18 +7,21 @@ pass, the tangent of the gradient along ``v``, gives ``H v = ∇²θθ L · v``,
 Shapes: ``θ [S, P]``, images ``[S, G, n, D, H, W]`` or, shared by all students, ``[G, n, D, H, W]``; labels are class
 indices ``[S, G, n]`` / ``[G, n]`` (int64) or rows of any sum ``[S, G, n, C]`` / ``[G, n, C]`` (soft labels); vectors
 and gradients ``[S, G, P]``. Weights belong to a student, gradients to a (student, group) pair.
+
+Buffers are frozen, or, in train mode, set anew by the batch: then the loss is a function of weights and images through
+batch statistics too, and so is every derivative of it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, jvp, vmap
+from torch.func import functional_call, grad_and_value, jvp, vjp, vmap
 
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.plan import Batching, Path
@@ -26,6 +29,7 @@ from fastdistill.derivatives.plan import Batching, Path
 Parameters = dict[str, Tensor]
 Buffers = dict[str, Tensor]
 WANTED = ("weights", "images", "labels")
+_STATE = "buffers."  # before a buffer's name among sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +40,13 @@ class Gradients:
         loss: ``[S, G]``.
         gradient: ``[S, G, P]``, padding zero.
         buffers: new values ``[S, ...]`` (the old ones where the forward pass does not change them).
+        of_buffers: derivatives of the loss in the buffers ``[S, G, ...]``, where asked for.
     """
 
     loss: Tensor
     gradient: Tensor
     buffers: Buffers
+    of_buffers: Buffers = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,7 @@ class Functional:
         labels: Tensor,
         *,
         training: bool = False,
+        of_buffers: bool = False,
     ) -> Gradients:
         """Loss and gradient of every (student, group) pair.
 
@@ -122,30 +129,34 @@ class Functional:
             images: ``[S, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
             labels: see the module's docstring.
             training: run the module in train mode (batch norm uses and updates batch statistics); needs ``G = 1``.
+            of_buffers: differentiate in the buffers too, all of them floats; in eval mode.
 
         Raises:
             ValueError: for shapes that do not fit together, or ``training`` with several groups.
         """
         self._check(weights, images, labels)
-        groups, count = images.shape[-5], images.shape[-4]
-        if training and buffers and groups != 1:
-            raise ValueError(
-                f"expected one group in train mode, where buffers have one new value per student, got {groups}: "
-                "call once per group or freeze the buffers"
-            )
+        updating, count = self._updating(buffers, images, training), images.shape[-4]
 
         def one(parameters: Parameters, state: Buffers, images: Tensor, labels: Tensor) -> _Parts:
-            def loss(parameters: Parameters) -> tuple[Tensor, Buffers]:
+            def loss(parameters: Parameters, state: Buffers) -> tuple[Tensor, Buffers]:
                 logits, new = self._call(parameters, state, images, training=training)
                 return cross_entropy_sum(logits, labels) / count, new
 
-            gradient, (value, new) = grad_and_value(loss, has_aux=True)(parameters)
+            positions = (0, 1) if of_buffers else (0,)
+            (gradient, *further), (value, new) = grad_and_value(loss, positions, has_aux=True)(parameters, state)
             sums = {"loss": value, "weights": self.layout.flatten(gradient)}
+            for slopes in further:
+                sums |= {f"{_STATE}{name}": slope for name, slope in slopes.items()}
             return _Parts(sums, {}, new if training else {})
 
-        result = self._pairs(one, weights, buffers, images, labels, None, updating=training and bool(buffers))
-        new = {name: tensor[:, 0] for name, tensor in result.last.items()} if training else dict(buffers)
-        return Gradients(loss=result.sums["loss"], gradient=result.sums["weights"], buffers=new)
+        result = self._pairs(one, weights, buffers, images, labels, None, updating=updating)
+        sums = result.sums
+        return Gradients(
+            loss=sums["loss"],
+            gradient=sums["weights"],
+            buffers={name: tensor[:, 0] for name, tensor in result.last.items()} if training else dict(buffers),
+            of_buffers={name: sums[f"{_STATE}{name}"] for name in buffers} if of_buffers else {},
+        )
 
     def products(
         self,
@@ -156,19 +167,22 @@ class Functional:
         vector: Tensor,
         *,
         wanted: tuple[str, ...] = WANTED,
+        training: bool = False,
     ) -> Products:
-        """Second-order products of every (student, group) pair along ``vector``, buffers frozen.
+        """Second-order products of every (student, group) pair along ``vector``.
 
         Args:
             weights: ``[S, P]``.
-            buffers: name to ``[S, ...]``, eval mode.
+            buffers: name to ``[S, ...]``; never modified.
             images: ``[S, G, n, D, H, W]`` or ``[G, n, D, H, W]``.
             labels: see the module's docstring; ``k v`` exists for soft labels only.
             vector: ``v`` ``[S, G, P]``.
             wanted: which of ``weights`` (``H v``), ``images`` (``K v``) and ``labels`` (``k v``) to compute.
+            training: differentiate the loss of train mode, batch statistics included; needs ``G = 1``.
 
         Raises:
-            ValueError: for shapes that do not fit together, or ``labels`` wanted of class indices.
+            ValueError: for shapes that do not fit together, ``labels`` wanted of class indices, or ``training`` with
+                several groups.
         """
         self._check(weights, images, labels)
         unknown = [name for name in wanted if name not in WANTED]
@@ -184,13 +198,13 @@ class Functional:
             if wanted != WANTED:
                 raise ValueError("expected soft labels [..., n, C] for k v, got class indices: pass one-hot rows")
             wanted = ("weights", "images")  # the default asks for all that exists
-        count = images.shape[-4]
+        updating, count = self._updating(buffers, images, training), images.shape[-4]
         names = tuple(name for name in WANTED if name in wanted)
         positions = tuple(WANTED.index(name) for name in names)
 
         def one(parameters: Parameters, state: Buffers, images: Tensor, labels: Tensor, vector: Parameters) -> _Parts:
             def loss(parameters: Parameters, images: Tensor, labels: Tensor) -> Tensor:
-                logits, _ = self._call(parameters, state, images, training=False)
+                logits, _ = self._call(parameters, state, images, training=training)
                 return cross_entropy_sum(logits, labels) / count
 
             def first(parameters: Parameters) -> tuple[tuple[Any, ...], Tensor]:
@@ -203,13 +217,60 @@ class Functional:
                 sums["weights"] = self.layout.flatten(found.pop("weights"))
             return _Parts(sums, found, {})
 
-        result = self._pairs(one, weights, buffers, images, labels, self.layout.views(vector))
+        along = self.layout.views(vector)
+        result = self._pairs(one, weights, buffers, images, labels, along, updating=updating, dual=True)
         return Products(
             loss_tangent=result.sums["loss"],
             weights=result.sums.get("weights"),
             images=result.cats.get("images"),
             labels=result.cats.get("labels"),
         )
+
+    def pull_buffers(
+        self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor, cotangent: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Takes cotangents of the values that train mode gives the buffers back to what these are made from.
+
+        One reverse pass. A buffer whose new value is written without a graph, as `torch.nn.BatchNorm2d` does, has no
+        derivative here.
+
+        Args:
+            weights: ``[S, P]``.
+            buffers: name to ``[S, ...]``, all of them floats; never modified.
+            images: one group ``[S, 1, n, D, H, W]`` or ``[1, n, D, H, W]``.
+            cotangent: of every buffer, ``[S, ...]``.
+
+        Returns:
+            Cotangents of the weights ``[S, P]`` and of each student's images ``[S, n, D, H, W]``.
+
+        Raises:
+            ValueError: for shapes that do not fit together, or several groups.
+        """
+        # the pass has no labels, but the pairs are made for such: one number stands for all of them
+        labels = torch.zeros((), dtype=torch.int64, device=images.device).expand(images.shape[:-3])
+        self._check(weights, images, labels)
+        updating = self._updating(buffers, images, True)
+
+        def one(parameters: Parameters, state: Buffers, images: Tensor, labels: Tensor, along: Buffers) -> _Parts:
+            def new(parameters: Parameters, images: Tensor) -> Buffers:
+                return self._call(parameters, state, images, training=True)[1]
+
+            of_weights, of_images = vjp(new, parameters, images)[1](along)
+            return _Parts({"weights": self.layout.flatten(of_weights)}, {"images": of_images}, {})
+
+        along = {name: tensor.unsqueeze(1) for name, tensor in cotangent.items()}
+        result = self._pairs(one, weights, buffers, images, labels, along, updating=updating)
+        return result.sums["weights"][:, 0], result.cats["images"][:, 0]
+
+    def _updating(self, buffers: Mapping[str, Tensor], images: Tensor, training: bool) -> bool:
+        """Whether a pass gives buffers new values, of which a student has one."""
+        groups = images.shape[-5]
+        if training and buffers and groups != 1:
+            raise ValueError(
+                f"expected one group in train mode, where buffers have one new value per student, got {groups}: "
+                "call once per group or freeze the buffers"
+            )
+        return training and bool(buffers)
 
     def _call(
         self, parameters: Parameters, buffers: Buffers, images: Tensor, *, training: bool
@@ -241,6 +302,7 @@ class Functional:
         vector: Parameters | None,
         *,
         updating: bool = False,
+        dual: bool = False,
     ) -> _Parts:
         """Runs ``one`` for every (student, group) pair, in pieces of images, and joins the pieces."""
         students, groups, count = weights.shape[0], images.shape[-5], images.shape[-4]
@@ -253,7 +315,7 @@ class Functional:
         vectors = () if vector is None else (vector,)
         # forward mode makes zero tangents as large as the *storage* behind a view, so dual tensors must own theirs:
         # views of θ [S, P] cost 6 s instead of 0.5 s for K v of eight ConvNet-3-128 and ten groups on two cores
-        pick = _pick if vector is None else _copy
+        pick = _copy if dual else _pick
         piece = min(self.batching.piece, count) if not updating else count
         split = list(zip(images.split(piece, dim=-4), labels.split(piece, dim=-2 if soft else -1), strict=True))
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastdistill.derivatives.functional import WANTED, Functional, Gradients, Parameters, Products, _Parts
+from fastdistill.derivatives.functional import _STATE, WANTED, Functional, Gradients, Parameters, Products, _Parts
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.derivatives.plan import Batching, Path
 
@@ -71,19 +71,26 @@ class Sketch(Functional):
         labels: Tensor,
         *,
         training: bool = False,
+        of_buffers: bool = False,
     ) -> Gradients:
         """Loss, gradient and buffers without values; see `Functional.value_and_gradient`."""
         self._check(weights, images, labels)
 
         def run(part: _Part) -> dict[str, Tensor]:
             of = super(Sketch, self).value_and_gradient
-            found = of(part.weights, part.buffers, part.images, part.labels, training=training)
-            return {"loss": found.loss, "gradient": found.gradient, **(found.buffers if training else {})}
+            found = of(part.weights, part.buffers, part.images, part.labels, training=training, of_buffers=of_buffers)
+            slopes = {f"{_STATE}{name}": slope for name, slope in found.of_buffers.items()}
+            own = found.buffers if training else {}
+            return {"loss": found.loss, "gradient": found.gradient, **slopes, **own}
 
         whole = _Part(weights, dict(buffers), images, labels, None)
-        made = self._units(("gradient", training), run, whole)
-        new = {name: made.get(name, tensor) for name, tensor in buffers.items()}
-        return Gradients(loss=made["loss"], gradient=made["gradient"], buffers=new)
+        made = self._units(("gradient", training, of_buffers), run, whole)
+        return Gradients(
+            loss=made["loss"],
+            gradient=made["gradient"],
+            buffers={name: made.get(name, tensor) for name, tensor in buffers.items()},
+            of_buffers={name: made[f"{_STATE}{name}"] for name in buffers} if of_buffers else {},
+        )
 
     def products(
         self,
@@ -94,6 +101,7 @@ class Sketch(Functional):
         vector: Tensor,
         *,
         wanted: tuple[str, ...] = WANTED,
+        training: bool = False,
     ) -> Products:
         """Second-order products without values; see `Functional.products`."""
         self._check(weights, images, labels)
@@ -101,12 +109,30 @@ class Sketch(Functional):
         def run(part: _Part) -> dict[str, Tensor]:
             assert part.vector is not None
             of = super(Sketch, self).products
-            found = of(part.weights, part.buffers, part.images, part.labels, part.vector, wanted=wanted)
+            found = of(
+                part.weights, part.buffers, part.images, part.labels, part.vector, wanted=wanted, training=training
+            )
             entries = {name: getattr(found, name) for name in ("loss_tangent", *WANTED)}
             return {name: tensor for name, tensor in entries.items() if tensor is not None}
 
-        made = self._units(("products", wanted), run, _Part(weights, dict(buffers), images, labels, vector))
+        whole = _Part(weights, dict(buffers), images, labels, vector)
+        made = self._units(("products", wanted, training), run, whole)
         return Products(loss_tangent=made["loss_tangent"], **{name: made.get(name) for name in WANTED})
+
+    def pull_buffers(
+        self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor, cotangent: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Cotangents of weights and images without values; see `Functional.pull_buffers`."""
+        labels = torch.zeros((), dtype=torch.int64, device=images.device).expand(images.shape[:-3])
+        self._check(weights, images, labels)
+
+        def run(part: _Part) -> dict[str, Tensor]:
+            along = {name: tensor[: len(part.weights)] for name, tensor in cotangent.items()}
+            found = super(Sketch, self).pull_buffers(part.weights, part.buffers, part.images, along)
+            return {name: tensor.unsqueeze(1) for name, tensor in zip(("weights", "images"), found, strict=True)}
+
+        made = self._units("buffers", run, _Part(weights, dict(buffers), images, labels, None))
+        return made["weights"][:, 0], made["images"][:, 0]
 
     def logits(self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits without values; see `Functional.logits`."""

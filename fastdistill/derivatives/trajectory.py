@@ -5,7 +5,8 @@ Shapes: ``θ [S, P]``; optimiser state ``[K, S, P]``; learning rates and momenta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -83,6 +84,7 @@ class Trajectory:
         stored_weights: ``θ_0, θ_k, θ_2k, …`` ``[ceil(T / keep), S, P]``, or narrow their way from ``origin``.
         stored_states: the states before these steps ``[ceil(T / keep), K, S, P]``.
         origin: ``θ_0 [S, P]`` where the weights are stored narrow, else None.
+        stored_buffers: values of the buffers before every step and after the last, name to ``[T + 1, S, ...]``.
     """
 
     steps: Steps
@@ -93,6 +95,16 @@ class Trajectory:
     stored_weights: Tensor
     stored_states: Tensor
     origin: Tensor | None
+    stored_buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers ``[S, ...]`` of the trained students."""
+        return self.buffers_at(len(self.steps))
+
+    def buffers_at(self, step: int) -> dict[str, Tensor]:
+        """Buffers ``[S, ...]`` before a step; behind the last, those after it."""
+        return {name: stored[step] for name, stored in self.stored_buffers.items()}
 
     def weights_at(self, row: int) -> Tensor:
         """Weights ``[S, P]`` before step ``row · keep``."""
@@ -115,6 +127,8 @@ def trajectory_bytes(
     storage: torch.dtype | None = None,
 ) -> int:
     """Bytes that a `Trajectory` holds, and with ``keep > 1`` the steps that its adjoint runs again and holds.
+
+    Buffers, a few numbers a channel, are not counted.
 
     Args:
         optimizer: the inner optimiser.

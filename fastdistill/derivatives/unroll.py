@@ -6,6 +6,12 @@ them: with ``λ`` the derivative of the outer loss in a step's result, one forwa
 ``λ_t = λ_{t+1} − η_t H λ_{t+1}``, ``∂L/∂x_t = −η_t K λ_{t+1}`` and ``∂L/∂η_t = −⟨g_t, λ_{t+1}⟩`` (Wang et al., "Dataset
 distillation", 2018). Its memory is one such pass and the stored trajectory, whatever the number of steps.
 
+Students may have buffers that every step sets anew from its batch alone, ``m_{t+1} = h(θ_t, x_t)``, as mean-only batch
+norm without momentum does (Such et al., "Generative teaching networks", ICML 2020). They train in train mode, where the
+loss is a function of ``θ_t`` and ``x_t`` alone and its products pass through the batch's means; an outer loss is one of
+eval mode, ``L(θ_t, m_t)``, and its derivative ``μ`` in ``m_t`` is pulled back by one reverse pass through ``h``, which
+adds ``h_θᵀ μ`` to ``λ_{t−1}`` and ``h_xᵀ μ`` to the cotangent of ``x_{t−1}``.
+
 Shapes: ``θ``, ``λ`` ``[S, P]``; optimiser state ``[K, S, P]``; learning rates and momenta ``[T, S]``; a batch is images
 ``[S, n, D, H, W]`` or, shared by all students, ``[n, D, H, W]`` with labels of the same leading axes, class indices
 (int64) or soft rows ``[..., n, C]``. Everything is detached on entry, nothing waits for the device.
@@ -14,18 +20,43 @@ Shapes: ``θ``, ``λ`` ``[S, P]``; optimiser state ``[K, S, P]``; learning rates
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastdistill.derivatives.functional import Functional, Products
+from fastdistill.derivatives.functional import Buffers, Functional, Products
 from fastdistill.derivatives.inner import Cotangents, StepAdjoint
 from fastdistill.derivatives.trajectory import Steps, Trajectory
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 Pull = Callable[[int, Tensor, Tensor | None], None]
-Intermediate = Callable[[int, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Slope:
+    """The derivative of an outer loss of some students.
+
+    Attributes:
+        weights: in their weights ``[S, P]``, zero in the padding.
+        buffers: in their buffers, name to ``[S, ...]``; one for each of these.
+    """
+
+    weights: Tensor
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Intermediate = Callable[[int, Tensor, Buffers], Slope | None]
+
+
+class _Step(NamedTuple):
+    """What a step gives: weights ``[S, P]``, state ``[K, S, P]``, the loss before it ``[S]`` and the new buffers."""
+
+    weights: Tensor
+    state: Tensor
+    loss: Tensor
+    buffers: Buffers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +90,7 @@ def advance(
     """
     weights, state = _begin(weights, buffers, steps, state)
     for step in range(len(steps)):
-        weights, state, _ = _train(primitive, weights, state, batch, steps, step)
+        weights, state, _, _ = _train(primitive, weights, state, buffers, batch, steps, step)
     return weights, state
 
 
@@ -79,7 +110,7 @@ def unroll(
     Args:
         primitive: the derivative of the architecture.
         weights: ``θ_0 [S, P]``.
-        buffers: must be empty.
+        buffers: name to ``[S, ...]``; none, or such as every step sets anew from its batch alone.
         batch: maps a step's number to its images and labels (see the module); a pure function, called again by the
             adjoint.
         steps: the steps to run, at least one.
@@ -92,8 +123,8 @@ def unroll(
             is not touched. Only with ``keep = 1``.
 
     Raises:
-        ValueError: for students with buffers, rates of another number of students, a state of another shape, no steps
-            or an impossible ``keep``.
+        ValueError: for buffers that count steps, rates of another number of students, a state of another shape, no
+            steps or an impossible ``keep``.
     """
     begun, state = _begin(weights, buffers, steps, state)
     narrow = storage is not None and storage != weights.dtype
@@ -106,11 +137,16 @@ def unroll(
     stored_weights = weights.new_empty(rows, *weights.shape, dtype=storage if narrow else weights.dtype)
     stored_states = state.new_empty(rows, *state.shape)
     losses = weights.new_empty(steps.rates.shape)
+    stored_buffers = {name: tensor.new_empty(1 + len(steps), *tensor.shape) for name, tensor in buffers.items()}
+    for name, tensor in buffers.items():
+        stored_buffers[name][0] = tensor
     for step in range(len(steps)):
         if step % keep == 0:
             stored_weights[step // keep] = weights - begun if narrow else weights
             stored_states[step // keep] = state
-        weights, state, losses[step] = _train(primitive, weights, state, batch, steps, step)
+        weights, state, losses[step], new = _train(primitive, weights, state, buffers, batch, steps, step)
+        for name, tensor in new.items():
+            stored_buffers[name][step + 1] = tensor
     return Trajectory(
         steps=steps,
         keep=keep,
@@ -120,6 +156,7 @@ def unroll(
         stored_weights=stored_weights,
         stored_states=stored_states,
         origin=begun.clone() if narrow else None,
+        stored_buffers=stored_buffers,
     )
 
 
@@ -127,7 +164,7 @@ def adjoint(
     primitive: Functional,
     trajectory: Trajectory,
     batch: Batches,
-    start: Tensor,
+    start: Tensor | Slope,
     pull: Pull,
     *,
     labels: bool = False,
@@ -140,33 +177,45 @@ def adjoint(
         primitive: the derivative of the architecture.
         trajectory: from `unroll`.
         batch: as given to `unroll`.
-        start: ``∂L/∂θ_T [S, P]``, zero in the padding.
+        start: ``∂L/∂θ_T [S, P]``, zero in the padding; a `Slope` for students with buffers.
         pull: takes, from the last step to the first, the step's number and the cotangents of its images
             ``[S, n, D, H, W]`` and labels ``[S, n, C]`` (None unless ``labels``). They have a student axis even where
             the batch is shared; its cotangent is their sum.
         labels: whether the labels' cotangents are wanted; needs soft labels.
         initial: whether ``∂L/∂θ_0`` is wanted; without it the first step needs no ``H v``.
-        intermediate: maps a step's number ``t`` and ``θ_t [S, P]`` to the derivative ``[S, P]`` of a further outer loss
-            of these weights, or to None; called for every step but the first, which it is only if ``initial``.
+        intermediate: maps a step's number ``t``, ``θ_t [S, P]`` and the buffers before the step to the derivative of a
+            further outer loss of these, or to None; called for every step but the first, which it is only if
+            ``initial``. The buffers before the first step are constants.
 
     Raises:
-        ValueError: for a start of another shape, or ``labels`` of class indices.
+        ValueError: for a start of another shape or without a derivative in every buffer, or ``labels`` of class
+            indices.
     """
     steps = trajectory.steps
-    _check_start(start, trajectory)
-    cotangents = Cotangents(start.detach(), torch.zeros_like(trajectory.state))
+    start = start if isinstance(start, Slope) else Slope(start)
+    _check_slope(start, trajectory)
+    slope: Slope | None = start
+    cotangents = Cotangents(start.weights.detach(), torch.zeros_like(trajectory.state))
     rates, momenta = torch.empty_like(trajectory.losses), torch.empty_like(trajectory.losses)
     for step, weights, state, new_state in _backwards(primitive, trajectory, batch):
         setting = steps.setting(step)
         back = steps.optimizer.adjoint(cotangents, weights, state, new_state, setting)
         further = initial or step > 0
-        products = _pulled(primitive, weights, batch, back, setting.number, pull, labels=labels, further=further)
+        buffers = trajectory.buffers_at(step)
+        products, through = _pulled(
+            primitive, weights, buffers, batch, back, slope, setting.number, pull, labels=labels, further=further
+        )
         rates[step] = back.rate if back.scale is None else back.rate + products.loss_tangent[:, 0]
         momenta[step] = back.momentum
         if products.weights is not None:
             before = back.weights + _scaled(products.weights[:, 0], back.scale)
-            more = None if intermediate is None else intermediate(setting.number, weights)
-            cotangents = Cotangents(before if more is None else before + more.detach(), back.state)
+            if through is not None:
+                before = before + through
+            slope = None if intermediate is None else intermediate(setting.number, weights, buffers)
+            if slope is not None:
+                _check_slope(slope, trajectory)
+                before = before + slope.weights.detach()
+            cotangents = Cotangents(before, back.state)
     return Adjoint(
         weights=cotangents.weights if initial else None,
         rates=rates,
@@ -193,10 +242,11 @@ def first_order(
         The derivative in the learning rates ``[T, S]``.
 
     Raises:
-        ValueError: for an optimiser with a state, a start of another shape, or ``labels`` of class indices.
+        ValueError: for an optimiser with a state, students with buffers, a start of another shape, or ``labels`` of
+            class indices.
     """
     steps = trajectory.steps
-    _check_start(start, trajectory)
+    _check_slope(Slope(start), trajectory)
     if steps.optimizer.slots:
         raise ValueError(
             f"expected SGD for the first-order gradient, got {type(steps.optimizer).__name__}: use the exact adjoint"
@@ -206,17 +256,20 @@ def first_order(
     for step, weights, state, new_state in _backwards(primitive, trajectory, batch):
         setting = steps.setting(step)
         back = steps.optimizer.adjoint(cotangents, weights, state, new_state, setting)
-        products = _pulled(primitive, weights, batch, back, setting.number, pull, labels=labels, further=False)
+        products, _ = _pulled(
+            primitive, weights, {}, batch, back, None, setting.number, pull, labels=labels, further=False
+        )
         rates[step] = back.rate + products.loss_tangent[:, 0]
     return rates
 
 
 def _begin(weights: Tensor, buffers: Mapping[str, Tensor], steps: Steps, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Checked weights and state to start from, detached."""
-    if buffers:
+    # those of batch norm remember earlier steps; they come with a count of these
+    if counts := [name for name, tensor in buffers.items() if not tensor.is_floating_point()]:
         raise ValueError(
-            f"expected students without buffers, got {', '.join(list(buffers)[:3])}: choose another norm than 'batch' "
-            "to differentiate through training"
+            f"expected students without running statistics, got {counts[0]}: choose another norm than 'batch' to "
+            "differentiate through training"
         )
     if steps.rates.shape[1] != weights.shape[0]:
         raise ValueError(
@@ -231,11 +284,16 @@ def _begin(weights: Tensor, buffers: Mapping[str, Tensor], steps: Steps, state: 
     return weights.detach(), state.detach()
 
 
-def _check_start(start: Tensor, trajectory: Trajectory) -> None:
-    if start.shape != trajectory.weights.shape:
+def _check_slope(slope: Slope, trajectory: Trajectory) -> None:
+    if slope.weights.shape != trajectory.weights.shape:
         raise ValueError(
             f"expected a derivative {tuple(trajectory.weights.shape)} in the trained weights, got "
-            f"{tuple(start.shape)}: pass one row per student"
+            f"{tuple(slope.weights.shape)}: pass one row per student"
+        )
+    if slope.buffers.keys() != trajectory.stored_buffers.keys():
+        raise ValueError(
+            f"expected derivatives in the buffers {', '.join(trajectory.stored_buffers) or 'of none'}, got "
+            f"{', '.join(slope.buffers) or 'none'}: pass the outer loss's derivative in each"
         )
 
 
@@ -247,27 +305,33 @@ def _grouped(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _train(
-    primitive: Functional, weights: Tensor, state: Tensor, batch: Batches, steps: Steps, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """New weights, new state and the loss ``[S]`` of one step."""
+    primitive: Functional,
+    weights: Tensor,
+    state: Tensor,
+    buffers: Mapping[str, Tensor],
+    batch: Batches,
+    steps: Steps,
+    step: int,
+) -> _Step:
+    """One step; buffers of any values, since it sets them anew."""
     setting = steps.setting(step)
-    # eval mode, as in the products that differentiate this step
-    found = primitive.value_and_gradient(weights, {}, *_grouped(batch(setting.number)))
+    # in the mode of the products that differentiate this step
+    found = primitive.value_and_gradient(weights, buffers, *_grouped(batch(setting.number)), training=bool(buffers))
     weights, state = steps.optimizer.step(weights, state, found.gradient[:, 0], setting)
-    return weights, state, found.loss[:, 0]
+    return _Step(weights, state, found.loss[:, 0], found.buffers)
 
 
 def _backwards(
     primitive: Functional, trajectory: Trajectory, batch: Batches
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
     """The steps from the last to the first, with weights and state before each and the state after it."""
-    steps, keep = trajectory.steps, trajectory.keep
+    steps, keep, buffers = trajectory.steps, trajectory.keep, trajectory.buffers
     for row in reversed(range(trajectory.stored_weights.shape[0])):
         begin, end = row * keep, min((row + 1) * keep, len(steps))
         weights, state = trajectory.weights_at(row), trajectory.state_at(row)
         passed = [(weights, state)]
         for step in range(begin, end - 1):
-            weights, state, _ = _train(primitive, weights, state, batch, steps, step)
+            weights, state, _, _ = _train(primitive, weights, state, buffers, batch, steps, step)
             passed.append((weights, state))
         new_state = trajectory.state_at(row + 1)
         for step in reversed(range(begin, end)):
@@ -279,24 +343,50 @@ def _backwards(
 def _pulled(
     primitive: Functional,
     weights: Tensor,
+    buffers: Buffers,
     batch: Batches,
     back: StepAdjoint,
+    slope: Slope | None,
     number: int,
     pull: Pull,
     *,
     labels: bool,
     further: bool,
-) -> Products:
-    """Products along a step's direction, of which those of images and labels are handed to ``pull``."""
+) -> tuple[Products, Tensor | None]:
+    """What a step's images, weights and labels get.
+
+    Args:
+        primitive: as for `adjoint`, as are ``batch``, ``pull`` and ``labels``.
+        weights: before the step.
+        buffers: before the step, of any values.
+        batch: see above.
+        back: adjoint of the optimiser's step.
+        slope: of an outer loss of the weights and buffers behind the step.
+        number: of the step.
+        pull: see above.
+        labels: see above.
+        further: whether products of the weights are wanted.
+
+    Returns:
+        Products along the step's direction, of which those of images and labels are handed to ``pull``; and what the
+        weights get through the buffers that an outer loss had, ``[S, P]``.
+    """
     images, targets = _grouped(batch(number))
     if labels and not targets.is_floating_point():
         raise ValueError("expected soft labels [..., n, C] to differentiate, got class indices: pass one-hot rows")
     wanted = ("weights",) * further + ("images",) + ("labels",) * labels
-    products = primitive.products(weights, {}, images, targets, back.direction[:, None], wanted=wanted)
+    products = primitive.products(
+        weights, buffers, images, targets, back.direction[:, None], wanted=wanted, training=bool(buffers)
+    )
     assert products.images is not None
     of_labels = None if products.labels is None else _scaled(products.labels[:, 0], back.scale)
-    pull(number, _scaled(products.images[:, 0], back.scale), of_labels)
-    return products
+    of_images, through = _scaled(products.images[:, 0], back.scale), None
+    if slope is not None and slope.buffers:
+        own = {name: tensor.detach() for name, tensor in slope.buffers.items()}
+        through, more = primitive.pull_buffers(weights, buffers, images, own)
+        of_images = of_images + more
+    pull(number, of_images, of_labels)
+    return products, through
 
 
 def _scaled(tensor: Tensor, scale: Tensor | None) -> Tensor:

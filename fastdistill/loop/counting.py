@@ -142,11 +142,15 @@ def _again(recipe: UnrolledConfig) -> int:
 def _stored(config: RunConfig, plan: Plan, sizes: Sizes, recipe: UnrolledConfig, few: UnrolledConfig) -> Footprint:
     """What the steps that are left out would hold together."""
     rows, again = _rows(recipe) - _rows(few), _again(recipe) - _again(few)
-    size = Layout.of(student_module(config.student, sizes.shape, len(sizes.classes))).size
-    weights = min(plan.chunk, config.students * config.runs) * size * plan.torch_dtype.itemsize
+    module = student_module(config.student, sizes.shape, len(sizes.classes))
+    students = min(plan.chunk, config.students * config.runs)
+    weights = students * Layout.of(module).size * plan.torch_dtype.itemsize
     state = inner_optimizer(recipe.optimizer, recipe.inner_decay).slots * weights
     narrow = 2 / plan.torch_dtype.itemsize if recipe.storage == "bfloat16" else 1
-    trajectory = Footprint.of_blocks([round(rows * weights * narrow), rows * state])
+    buffers = initial_buffers(module, students, dtype=plan.torch_dtype, device=META)
+    later = (recipe.window or recipe.inner_steps) - (few.window or few.inner_steps)
+    means = [later * tensor.nbytes for tensor in buffers.values()]
+    trajectory = Footprint.of_blocks([round(rows * weights * narrow), rows * state, *means])
     return trajectory.above(Footprint.of_blocks([weights, state]).times(again))
 
 

@@ -16,6 +16,7 @@ from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.evaluation.protocols import DIGITS
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.loop.setup import Primitive
+from fastdistill.methods.inner_training import refuse_buffers
 from fastdistill.students.ensemble import student_module
 from fastdistill.students.training import Augment, Fetch, Training, count_correct, train_students
 from fastdistill.students.weights import initial_weights
@@ -161,11 +162,7 @@ def expert_module(config: ExpertsConfig, shape: tuple[int, int, int], num_classe
         ValueError: for one with running statistics, which are no part of a trajectory.
     """
     module = student_module(config.student, shape, num_classes)
-    if dict(module.named_buffers()):
-        raise ValueError(
-            "expected students without running statistics as experts, got batch norm: use instance, group, layer or "
-            "none for student.norm"
-        )
+    refuse_buffers(module, "as experts")
     return module
 
 

@@ -182,7 +182,7 @@ class Implicit:
         chunk: int,
         seed: int,
     ) -> None:
-        refuse_buffers(ensemble, "implicit differentiation")
+        refuse_buffers(ensemble.module, "for implicit differentiation")
         self._config, self._ensemble, self._primitives, self._real = config, ensemble, primitives, real
         self._labels, self._seed, self._chunk, self._per_run = labels.flatten(), seed, chunk, students
         self._order = torch.arange(labels.numel(), device=labels.device)[None]

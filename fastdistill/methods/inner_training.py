@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from fastdistill.augmentation import dsa
@@ -11,23 +13,31 @@ from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.inner import SGD, Adam, InnerOptimizer, Momentum
 from fastdistill.derivatives.locate import first_nonfinite
 from fastdistill.derivatives.trajectory import Steps
-from fastdistill.derivatives.unroll import Batches, advance
+from fastdistill.derivatives.unroll import Batches, unroll
 from fastdistill.draws import Purpose
 from fastdistill.methods.inner_batches import View
 from fastdistill.students.ensemble import Ensemble, Students
+from fastdistill.students.gtn import has_only_means
 
 
-def refuse_buffers(ensemble: Ensemble, method: str) -> None:
+def refuse_buffers(module: nn.Module, use: str, *, means: bool = False) -> None:
     """Refuses students with running statistics.
+
+    Args:
+        module: the architecture.
+        use: such as ``for trajectory matching``.
+        means: whether those are taken whose statistics are means that every training step sets anew.
 
     Raises:
         ValueError: for students with buffers, whose training has no adjoint here.
     """
-    if dict(ensemble.module.named_buffers()):
-        raise ValueError(
-            f"expected students without running statistics for {method}, got batch norm: use instance, group, layer or "
-            "none for student.norm"
-        )
+    if not dict(module.named_buffers()) or (means and has_only_means(module)):
+        return
+    if has_only_means(module):
+        found, remedy = "mean-only batch norm", "another student.architecture than gtn"
+    else:
+        found, remedy = "batch norm", "instance, group, layer or none for student.norm"
+    raise ValueError(f"expected students without running statistics {use}, got {found}: use {remedy}")
 
 
 def inner_optimizer(name: str, decay: float) -> InnerOptimizer:
@@ -89,17 +99,24 @@ def first_nonfinite_step(
         steps: that it trains, the first of them at its birth.
         real: images ``[1, B, D, H, W]`` and labels ``[1, B]`` of the outer loss.
     """
-    weights, state = student.weights, None
+    weights, buffers, state = student.weights, student.buffers, None
     for number in range(steps.first, steps.first + len(steps)):
         images, labels = batches(number)
         own = images[0] if images.ndim == 5 else images
         targets = labels[0] if labels.ndim == (3 if labels.is_floating_point() else 2) else labels
-        where = first_nonfinite(ensemble.module, weights[0], {}, {f"the images of inner step {number}": (own, targets)})
+        seen = {f"the images of inner step {number}": (own, targets)}
+        where = first_nonfinite(ensemble.module, weights[0], _of_first(buffers), seen, training=bool(buffers))
         if where:
             return where
         # a step at a time: a trajectory to look at afterwards could be more than memory holds
-        one = steps.split(number + 1 - steps.first)[0].split(number - steps.first)[1]
-        weights, state = advance(primitive, weights, student.buffers, batches, one, state=state)
+        step = steps.split(number + 1 - steps.first)[0].split(number - steps.first)[1]
+        one = unroll(primitive, weights, buffers, batches, step, state=state)
+        weights, buffers, state = one.weights, one.buffers, one.state
     if real is None:
         return ""
-    return first_nonfinite(ensemble.module, weights[0], {}, {"real images": (real[0][0], real[1][0])})
+    seen = {"real images": (real[0][0], real[1][0])}
+    return first_nonfinite(ensemble.module, weights[0], _of_first(buffers), seen)
+
+
+def _of_first(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor[0] for name, tensor in buffers.items()}

@@ -206,7 +206,7 @@ class TrajectoryMatching:
         seed: int,
         dtype: torch.dtype,
     ) -> None:
-        refuse_buffers(ensemble, "trajectory matching")
+        refuse_buffers(ensemble.module, "for trajectory matching")
         refuse_short(config, experts)
         if config.batch > labels.numel():
             raise ValueError(

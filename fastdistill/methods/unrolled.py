@@ -2,7 +2,8 @@
 
 Students train on the synthetic images for ``T`` steps; everything learned moves along the exact derivative of their
 loss on real images, found by the adjoint recursion of `derivatives.unroll`. Dataset Distillation learns a rate for
-every step of plain SGD; RaT-BPTT trains by Adam on drawn batches and differentiates a random window of the steps.
+every step of plain SGD; RaT-BPTT trains by Adam on drawn batches and differentiates a random window of the steps. The
+student of generative teaching networks trains by the means of its batches, and is judged by those of its last one.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fastdistill.augmentation import dsa
+from fastdistill.derivatives.functional import Buffers
 from fastdistill.derivatives.trajectory import Steps
-from fastdistill.derivatives.unroll import adjoint, advance, unroll
+from fastdistill.derivatives.unroll import Slope, adjoint, advance, unroll
 from fastdistill.draws import Purpose, uniform
 from fastdistill.method_configs import UnrolledConfig
 from fastdistill.methods.inner_batches import InnerBatches
@@ -141,7 +143,8 @@ class Unrolled:
         seed: the run's seed.
 
     Raises:
-        ValueError: for students with buffers, whose training has no adjoint here, or more drawn classes than there are.
+        ValueError: for students with other buffers than means of their last batch, whose training has no adjoint here,
+            or more drawn classes than there are.
     """
 
     def __init__(
@@ -157,7 +160,7 @@ class Unrolled:
         chunk: int,
         seed: int,
     ) -> None:
-        refuse_buffers(ensemble, "unrolled training")
+        refuse_buffers(ensemble.module, "for unrolled training", means=True)
         if config.drawn_classes > len(labels):
             raise ValueError(
                 f"expected drawn_classes of at most the {len(labels)} classes, got {config.drawn_classes}: lower "
@@ -218,23 +221,26 @@ class Unrolled:
             points += (end - begin - 1) // config.intermediate_every
         total = torch.zeros_like(trajectory.losses[0])
 
-        def outer(weights: Tensor) -> Tensor:
+        def outer(weights: Tensor, buffers: Buffers) -> Slope:
             nonlocal total
             found = self._primitives.real.value_and_gradient(
-                weights, students.buffers, images.unsqueeze(1), labels.unsqueeze(1)
+                weights, buffers, images.unsqueeze(1), labels.unsqueeze(1), of_buffers=bool(buffers)
             )
             total = total + found.loss[:, 0] / points
-            return found.gradient[:, 0] / points
+            return Slope(
+                found.gradient[:, 0] / points,
+                {name: slope[:, 0] / points for name, slope in found.of_buffers.items()},
+            )
 
-        def intermediate(number: int, weights: Tensor) -> Tensor | None:
+        def intermediate(number: int, weights: Tensor, buffers: Buffers) -> Slope | None:
             passed = number - begin
-            return outer(weights) if passed % config.intermediate_every == 0 else None
+            return outer(weights, buffers) if passed % config.intermediate_every == 0 else None
 
         slopes = adjoint(
             synthetic,
             trajectory,
             batches,
-            outer(trajectory.weights),
+            outer(trajectory.weights, trajectory.buffers),
             batches.pull,
             labels=config.learn_labels,
             intermediate=intermediate if config.intermediate_every else None,

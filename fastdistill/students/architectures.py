@@ -10,12 +10,13 @@ from torch import nn
 from fastdistill.students.alexcifarnet import AlexCifarNet
 from fastdistill.students.alexnet import AlexNet
 from fastdistill.students.convnet import ConvNet
+from fastdistill.students.gtn import GTNStudent
 from fastdistill.students.lenet import LeNet
 from fastdistill.students.mlp import MLP
 from fastdistill.students.resnet import ResNet18, ResNet18AP
 from fastdistill.students.vgg import VGG11
 
-PLAIN = {"mlp": MLP, "lenet": LeNet, "alexnet": AlexNet, "alexcifarnet": AlexCifarNet}
+PLAIN = {"mlp": MLP, "lenet": LeNet, "alexnet": AlexNet, "alexcifarnet": AlexCifarNet, "gtn": GTNStudent}
 NORMALISED = {"vgg11": VGG11, "resnet18": ResNet18, "resnet18ap": ResNet18AP}
 ARCHITECTURES: tuple[str, ...] = ("convnet", *PLAIN, *NORMALISED)
 
@@ -37,7 +38,7 @@ def build_student(
     """Builds one student that maps images ``[n, D, H, W]`` to logits ``[n, C]``, on the meta device unless told.
 
     A meta student is structure only: call it through ``torch.func.functional_call`` with real parameters and, for batch
-    norm, real buffers. On another device the layers initialise themselves, without moving the global generator.
+    norm and gtn, real buffers. On another device the layers initialise themselves, without moving the global generator.
 
     Args:
         architecture: a name in `ARCHITECTURES`.
@@ -48,9 +49,9 @@ def build_student(
         depth: blocks of a convnet, 1 to 8; other architectures ignore it.
         net_width: channels of a convnet's convolutions; other architectures ignore it.
         norm: normalisation of a convnet (``none``, ``instance``, ``group``, ``layer``, ``batch``), or of vgg11 and the
-            resnets (``instance``, ``batch``); other architectures have none and ignore it.
+            resnets (``instance``, ``batch``); the others ignore it: they have none, gtn one of its own.
         activation: activation of a convnet (``relu``, ``leaky_relu``, ``sigmoid``, ``swish``, ``softplus``); other
-            architectures use ReLU and ignore it.
+            architectures have their own and ignore it.
         pooling: pooling of a convnet (``avg``, ``max``, ``none``); other architectures ignore it.
         device: where parameters and buffers live.
 

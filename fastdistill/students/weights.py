@@ -16,18 +16,21 @@ from torch import Tensor, nn
 
 from fastdistill.derivatives.layout import Layout
 from fastdistill.draws import Purpose, normal, uniform
+from fastdistill.students.gtn import MeanNormed
+from fastdistill.weight_norm import WeightNormed
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 HEADER = 2**20  # bytes of names and shapes allowed beside the weights of a file
 DISTRIBUTIONS = ("default", "xavier_normal", "xavier_uniform", "kaiming_fan_in", "kaiming_fan_out", "orthogonal")
-_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.InstanceNorm2d)
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._BatchNorm, nn.InstanceNorm2d, MeanNormed)
+_KINDS = {"weight": "matrix", "bias": "bias", "gain": "gain"}
 
 
 @dataclass(frozen=True)
 class _Role:
     """What a parameter is to its layer."""
 
-    kind: str  # "matrix", "bias" or "one"
+    kind: str  # "matrix", "bias", "gain" or "one"
     fan_in: int
     fan_out: int
 
@@ -36,11 +39,11 @@ def _roles(module: nn.Module) -> dict[str, _Role]:
     roles: dict[str, _Role] = {}
     for path, layer in module.named_modules():
         own = dict(layer.named_parameters(prefix=path, recurse=False))
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear | WeightNormed):
             receptive = math.prod(layer.weight.shape[2:])
             fan_in, fan_out = layer.weight.shape[1] * receptive, layer.weight.shape[0] * receptive
-            for name, parameter in own.items():
-                roles[name] = _Role("bias" if parameter.ndim == 1 else "matrix", fan_in, fan_out)
+            for name in own:
+                roles[name] = _Role(_KINDS[name.rpartition(".")[2]], fan_in, fan_out)
         elif isinstance(layer, _NORMS):
             for name in own:
                 roles[name] = _Role("one" if name.endswith("weight") else "bias", 0, 0)
@@ -58,7 +61,9 @@ def initial_weights(
     """Draws the initial weights of students.
 
     ``default`` is PyTorch's: weights and biases uniform within ``±1/√fan_in``. The others (gain 1; √2 for kaiming)
-    draw weights as their name says and set biases to 0. Norms start at weight 1 and bias 0.
+    draw weights as their name says and set biases to 0. Norms start at weight 1 and bias 0. Weight-normed layers start
+    with gains equal to the norms of the weights they draw, so that they compute what they would without weight norm;
+    for a network that has such layers ``default`` is ``kaiming_fan_in``, as Such et al. (2020) begin.
 
     Args:
         module: the architecture; only shapes matter.
@@ -79,6 +84,9 @@ def initial_weights(
             f"expected a weight distribution among {', '.join(DISTRIBUTIONS)}, got {distribution!r}: choose one"
         )
     layout, roles = Layout.of(module), _roles(module)
+    gains = [name for name, role in roles.items() if role.kind == "gain"]
+    if gains and distribution == "default":
+        distribution = "kaiming_fan_in"
     scale, shift = torch.zeros(layout.size), torch.zeros(layout.size)
     gaussian = distribution in ("xavier_normal", "kaiming_fan_in", "kaiming_fan_out", "orthogonal")
     for name, span in zip(layout.shapes, layout.segments(layout.shapes), strict=True):
@@ -97,6 +105,10 @@ def initial_weights(
         for name, view in layout.views(weights).items():
             if roles[name].kind == "matrix":
                 view.copy_(_orthogonal(view.flatten(2)).view_as(view))
+    views = layout.views(weights) if gains else {}
+    for name in gains:
+        own = views[f"{name.removesuffix('gain')}weight"]
+        views[name].copy_(torch.linalg.vector_norm(own.flatten(2), dim=2))
     return weights
 
 

@@ -22,32 +22,15 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.functional import batch_norm, conv2d, interpolate, leaky_relu, linear, one_hot, pad
+from torch.nn.functional import batch_norm, interpolate, leaky_relu, one_hot, pad
 
 from fastdistill.draws import Purpose, normal, uniform
 from fastdistill.generator_config import GeneratorConfig
+from fastdistill.weight_norm import WeightNormed
 
 PREFIX = "generator."  # of its parameters among what is learned
 NOISE = "noise"
 _SLOPE = 0.1  # of leaky rectifiers
-
-
-class WeightNormed(nn.Module):
-    """A linear layer or a 3x3 convolution whose output, bias included, is multiplied by ``gain / ‖weight‖`` a unit."""
-
-    def __init__(self, *shape: int, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(shape))
-        self.gain = nn.Parameter(torch.empty(shape[0]))
-        self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Maps ``[n, in]`` to ``[n, out]`` or ``[n, in, h, w]`` to ``[n, out, h - 2, w - 2]``."""
-        scale = self.gain / torch.linalg.vector_norm(self.weight.flatten(1), dim=1)
-        flat = self.weight.ndim == 2
-        found: Tensor = linear(inputs, self.weight, self.bias) if flat else conv2d(inputs, self.weight, self.bias)
-        scaled: Tensor = found * (scale if flat else scale.view(-1, 1, 1))
-        return scaled
 
 
 class BatchNormed(nn.Module):

@@ -12,6 +12,7 @@ from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.draws import Purpose
 from fastdistill.students.architectures import build_student
 from fastdistill.students.weights import initial_buffers, initial_weights
+from tests import gtn
 
 SHAPES = {"mnist": (1, 28, 28), "cifar": (3, 32, 32), "digits": (1, 8, 8)}
 BATCHINGS = {
@@ -228,6 +229,86 @@ def test_train_mode_returns_new_buffers_and_leaves_the_old_ones():
                 assert torch.allclose(result.buffers[key][s].to(tensor.dtype), tensor, rtol=1e-12, atol=1e-14), key
 
 
+def in_train_mode(case, student):
+    """One student of a case with leaves to differentiate, its loss in train mode and its new buffers."""
+    module, weights, buffers, x, y, _ = case
+    parameters = {n: view[student].clone().requires_grad_() for n, view in Layout.of(module).views(weights).items()}
+    own = x.ndim == 6
+    x, y = (x[student, 0], y[student, 0]) if own else (x[0], y[0])
+    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    state = {name: tensor[student].clone() for name, tensor in buffers.items()}
+    logits = functional_call(module.train(), {**parameters, **state}, (x,))
+    return parameters, x, y, cross_entropy_sum(logits, y) / len(x), state
+
+
+TRAINED = {"batch norm": ("convnet", {"net_width": 4, "depth": 2, "norm": "batch"}), "gtn": ("gtn", {})}
+
+
+@pytest.mark.parametrize("batching", BATCHINGS.values(), ids=BATCHINGS)
+@pytest.mark.parametrize("student", TRAINED)
+def test_products_in_train_mode_pass_through_the_batchs_statistics(student, batching, monkeypatch):
+    gtn.narrow(monkeypatch)
+    architecture, options = TRAINED[student]
+    case = problem(architecture, SHAPES["digits"], 3, 1, 5, soft=True, shared=False, **options)
+    module, weights, buffers, x, y, v = case
+    primitive = Functional(module, batching)
+    before = {name: tensor.clone() for name, tensor in buffers.items()}
+    found = primitive.products(weights, buffers, x, y, v, training=True)
+    frozen = primitive.products(weights, buffers, x, y, v)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in buffers.items())
+    for s in range(3):
+        parameters, own, labels, loss, _ = in_train_mode(case, s)
+        slopes = torch.autograd.grad(loss, list(parameters.values()), create_graph=True)
+        along = sum((g * d).sum() for g, d in zip(slopes, primitive.layout.views(v[s, 0]).values(), strict=True))
+        second = torch.autograd.grad(along, [*parameters.values(), own, labels])
+        truth = {
+            "loss_tangent": along.detach(),
+            "weights": primitive.layout.flatten(dict(zip(parameters, second, strict=False))),
+            "images": second[-2],
+            "labels": second[-1],
+        }
+        for name, expected in truth.items():
+            assert relative(getattr(found, name)[s, 0], expected) <= 1e-10, name
+        assert relative(frozen.images[s, 0], truth["images"]) > 1e-2
+
+
+@pytest.mark.parametrize("batching", BATCHINGS.values(), ids=BATCHINGS)
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_cotangents_of_buffers_are_pulled_back(shared, batching, monkeypatch):
+    gtn.narrow(monkeypatch)
+    case = problem("gtn", SHAPES["digits"], 3, 1, 5, soft=True, shared=shared)
+    module, weights, buffers, x, _, _ = case
+    primitive = Functional(module, batching)
+    along = {name: random(*tensor.shape, seed=8 + seed) for seed, (name, tensor) in enumerate(buffers.items())}
+    of_weights, of_images = primitive.pull_buffers(weights, buffers, x, along)
+    for s in range(3):
+        parameters, own, _, _, new = in_train_mode(case, s)
+        total = sum((new[name] * along[name][s]).sum() for name in new)
+        *expected, images = torch.autograd.grad(total, [*parameters.values(), own], materialize_grads=True)
+        assert relative(of_weights[s], primitive.layout.flatten(dict(zip(parameters, expected, strict=True)))) <= 1e-12
+        assert relative(of_images[s], images) <= 1e-12
+    with pytest.raises(ValueError, match="one group in train mode"):
+        primitive.pull_buffers(weights, buffers, torch.cat([x, x], dim=-5), along)
+
+
+@pytest.mark.parametrize("batching", BATCHINGS.values(), ids=BATCHINGS)
+def test_losses_have_derivatives_in_frozen_buffers(batching, monkeypatch):
+    gtn.narrow(monkeypatch)
+    module, weights, buffers, x, y, _ = problem("gtn", SHAPES["digits"], 3, 2, 5, soft=False, shared=False)
+    primitive = Functional(module, batching)
+    found = primitive.value_and_gradient(weights, buffers, x, y, of_buffers=True)
+    plain = primitive.value_and_gradient(weights, buffers, x, y)
+    assert plain.of_buffers == {}
+    assert relative(found.gradient, plain.gradient) <= 1e-14 and torch.equal(found.loss, plain.loss)
+    for s in range(3):
+        for g in range(2):
+            own = {name: tensor[s].clone().requires_grad_() for name, tensor in buffers.items()}
+            logits = functional_call(module.eval(), {**primitive.layout.views(weights[s]), **own}, (x[s, g],))
+            slopes = torch.autograd.grad(cross_entropy_sum(logits, y[s, g]) / 5, list(own.values()))
+            for name, slope in zip(own, slopes, strict=True):
+                assert relative(found.of_buffers[name][s, g], slope) <= 1e-12
+
+
 def test_logits_equal_the_module():
     for name, batching in BATCHINGS.items():
         module, weights, buffers, x, _, _ = problem(
@@ -299,3 +380,5 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match="one group in train mode"):
         batch_norm = problem("convnet", SHAPES["digits"], 1, 2, 3, soft=False, shared=False, net_width=8, norm="batch")
         Functional(batch_norm[0], BATCHINGS["vmap"]).value_and_gradient(*batch_norm[1:5], training=True)
+    with pytest.raises(ValueError, match="one group in train mode"):
+        Functional(batch_norm[0], BATCHINGS["vmap"]).products(*batch_norm[1:], training=True)

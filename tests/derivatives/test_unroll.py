@@ -13,10 +13,12 @@ from fastdistill.derivatives.inner import SGD, Adam, Momentum
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.derivatives.trajectory import Steps, trajectory_bytes
-from fastdistill.derivatives.unroll import adjoint, advance, first_order, unroll
+from fastdistill.derivatives.unroll import Slope, adjoint, advance, first_order, unroll
 from fastdistill.draws import Purpose
 from fastdistill.students.architectures import build_student
-from fastdistill.students.weights import initial_weights
+from fastdistill.students.gtn import GTNStudent
+from fastdistill.students.weights import initial_buffers, initial_weights
+from tests import gtn
 
 CLASSES, IMAGES, SHAPE = 3, 5, (1, 6, 6)
 BATCHINGS = {
@@ -87,12 +89,12 @@ class Problem:
         )
 
 
-def problem(name, students, length, *, soft=True, shared=True, smooth=False, depth=1, width=3):
+def problem(name, students, length, *, soft=True, shared=True, smooth=False, depth=1, width=3, student="convnet"):
     # without a norm no weight has the exactly zero gradient in which Adam's root has no derivative
     smooth = smooth or name == "adam"
     options = {"norm": "none" if name == "adam" else "instance", "activation": "softplus" if smooth else "relu"}
     module = build_student(
-        "convnet",
+        student,
         channels=SHAPE[0],
         height=SHAPE[1],
         width=SHAPE[2],
@@ -149,32 +151,48 @@ def textbook(case, *, before=0, every=0):
     """
     losses = []
     for s in range(len(case.weights)):
-        parameters, state, extra = case.layout.views(case.weights[s]), None, 0
+        parameters, state, means, extra = case.layout.views(case.weights[s]), None, None, 0
         for number in range(len(case.rates)):
             if every and number and number % every == 0:
-                extra = extra + outer(case, parameters)
+                extra = extra + outer(case, parameters, means)
             images, labels = case.batch(number)
             images = images[s] if images.ndim == 5 else images
             labels = labels[s] if labels.ndim == (3 if labels.is_floating_point() else 2) else labels
-            logits = functional_call(case.module, parameters, (images,))
+            logits, means = predicted(case, parameters, images)
             loss = cross_entropy_sum(logits, labels) / IMAGES
             rate, momentum = case.rates[number, s], case.momenta[number, s]
             parameters, state = textbook_step(case, parameters, state, number, rate, momentum, loss)
             if number + 1 == before:
                 parameters = {name: theta.detach().requires_grad_() for name, theta in parameters.items()}
                 state = {name: tuple(part.detach() for part in parts) for name, parts in state.items()}
-        losses.append(outer(case, parameters) + extra)
+        losses.append(outer(case, parameters, means) + extra)
     return torch.stack(losses)
 
 
-def outer(case, parameters):
+def predicted(case, parameters, images, means=None):
+    """Logits, and the batch's means where the student has such; or logits by given means."""
+    if isinstance(case.module, GTNStudent):
+        return gtn.forward(parameters, images, means)
+    return functional_call(case.module, parameters, (images,)), None
+
+
+def outer(case, parameters, means):
     images, labels = case.real
-    return cross_entropy(functional_call(case.module, parameters, (images,)), labels)
+    return cross_entropy(predicted(case, parameters, images, means)[0], labels)
 
 
 def outer_gradient(primitive, case, weights):
+    return outer_slope(primitive, case, weights, {}).weights
+
+
+def outer_slope(primitive, case, weights, buffers):
     images, labels = case.real
-    return primitive.value_and_gradient(weights, {}, images[None], labels[None]).gradient[:, 0]
+    found = primitive.value_and_gradient(weights, buffers, images[None], labels[None], of_buffers=bool(buffers))
+    return Slope(found.gradient[:, 0], {name: slope[:, 0] for name, slope in found.of_buffers.items()})
+
+
+def buffers_of(case):
+    return initial_buffers(case.module, len(case.weights), dtype=case.weights.dtype, device=case.weights.device)
 
 
 def truth(case, **options):
@@ -199,25 +217,31 @@ class Sums:
             self.labels[number % 2] += labels if self.labels.ndim == 4 else labels.sum(0)
 
 
-def hypergradient(case, batching, *, before=0, every=0, **options):
+def hypergradient(case, batching, *, before=0, every=0, means=True, **options):
     """The same derivatives by the recursion."""
     primitive, sums = Functional(case.module, batching), Sums(case)
-    steps, weights, state = case.steps(), case.weights, None
+    steps, weights, state, buffers = case.steps(), case.weights, None, buffers_of(case)
     if before:
         ahead, steps = steps.split(before)
-        weights, state = advance(primitive, weights, {}, case.batch, ahead)
-    trajectory = unroll(primitive, weights, {}, case.batch, steps, state=state, **options)
+        weights, state = advance(primitive, weights, buffers, case.batch, ahead)
+    trajectory = unroll(primitive, weights, buffers, case.batch, steps, state=state, **options)
     intermediate = None
+
+    def slope(weights, buffers):
+        found = outer_slope(primitive, case, weights, buffers)
+        kept = found.buffers if means else {name: torch.zeros_like(slope) for name, slope in found.buffers.items()}
+        return Slope(found.weights, kept)
+
     if every:
 
-        def intermediate(number, weights):
-            return outer_gradient(primitive, case, weights) if number and number % every == 0 else None
+        def intermediate(number, weights, buffers):
+            return slope(weights, buffers) if number and number % every == 0 else None
 
     found = adjoint(
         primitive,
         trajectory,
         case.batch,
-        outer_gradient(primitive, case, trajectory.weights),
+        slope(trajectory.weights, trajectory.buffers),
         sums,
         labels=sums.labels is not None,
         initial=before == 0,
@@ -287,6 +311,69 @@ def test_steps_that_are_run_again_give_the_same_bits(name, keep):
 def test_intermediate_losses_are_added_where_they_arise(name, every, batching):
     case = problem(name, 2, 4)
     check(hypergradient(case, BATCHINGS[batching], every=every, keep=2), truth(case, every=every))
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    gtn.narrow(monkeypatch)
+
+
+@pytest.mark.parametrize(("length", "batching"), [(1, "vmap"), (3, "vmap"), (3, "vmap-split"), (3, "loop")])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_hypergradient_through_the_means_of_batches(name, length, batching, narrow):
+    case = problem(name, 3, length, student="gtn")
+    check(hypergradient(case, BATCHINGS[batching]), truth(case))
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(("soft", "shared"), [(True, False), (False, True), (False, False)])
+def test_hypergradient_through_means_for_every_batch(name, soft, shared, narrow):
+    case = problem(name, 2, 3, soft=soft, shared=shared, student="gtn")
+    check(hypergradient(case, BATCHINGS["vmap-split"]), truth(case))
+
+
+@pytest.mark.parametrize(("every", "keep"), [(1, 1), (2, 3)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_intermediate_losses_have_the_means_of_the_batch_before(name, every, keep, narrow):
+    case = problem(name, 2, 5, student="gtn")
+    check(hypergradient(case, BATCHINGS["vmap"], every=every, keep=keep), truth(case, every=every))
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adam"])
+def test_a_window_of_students_with_means(name, narrow):
+    case = problem(name, 2, 5, student="gtn")
+    check(hypergradient(case, BATCHINGS["vmap"], before=2, keep=2), truth(case, before=2))
+
+
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("name", ["sgd", "momentum"])
+def test_what_passes_through_the_means_of_an_outer_loss_is_not_nothing(name, length, narrow):
+    case = problem(name, 2, length, student="gtn")
+    found, without = (hypergradient(case, BATCHINGS["vmap"], means=means) for means in (True, False))
+    assert relative(without["images"], found["images"]) > 1e-2
+
+
+def test_students_keep_the_means_of_every_batch(narrow):
+    case = problem("momentum", 2, 4, student="gtn", shared=False)
+    primitive = Functional(case.module, BATCHINGS["vmap"])
+    whole = unroll(primitive, case.weights, buffers_of(case), case.batch, case.steps())
+    for step in range(4):
+        for s in range(2):
+            parameters = case.layout.views(whole.weights_at(step)[s])
+            _, means = gtn.forward(parameters, case.batch(step)[0][s])
+            for stored, mean in zip(whole.buffers_at(step + 1).values(), means, strict=True):
+                assert relative(stored[s], mean) <= 1e-12
+    assert all(torch.equal(tensor, whole.buffers_at(4)[name]) for name, tensor in whole.buffers.items())
+    with pytest.raises(
+        ValueError, match=r"^expected derivatives in the buffers body.2.running_mean, .* got none: pass"
+    ):
+        adjoint(primitive, whole, case.batch, case.weights, lambda *_: None)
+    with pytest.raises(
+        ValueError, match=r"^expected derivatives in the buffers body.2.running_mean, .* got none: pass"
+    ):
+        start = outer_slope(primitive, case, whole.weights, whole.buffers)
+        further = Slope(case.weights)
+        adjoint(primitive, whole, case.batch, start, lambda *_: None, intermediate=lambda *_: further)
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -497,17 +584,17 @@ def test_the_first_step_needs_no_hessian_product_unless_asked():
     asked = []
 
     class Spy:
-        def products(self, *arguments, wanted):
-            asked.append(wanted)
+        def products(self, *arguments, wanted, training):
+            asked.append((wanted, training))
             return primitive.products(*arguments, wanted=wanted)
 
     trajectory = unroll(primitive, case.weights, {}, case.batch, case.steps())
     start = outer_gradient(primitive, case, trajectory.weights)
     assert adjoint(Spy(), trajectory, case.batch, start, lambda *_: None).weights is None
-    assert asked == [("weights", "images"), ("weights", "images"), ("images",)]
+    assert asked == [(("weights", "images"), False)] * 2 + [(("images",), False)]
     asked.clear()
     first_order(Spy(), trajectory, case.batch, start, lambda *_: None)
-    assert asked == [("images",)] * 3
+    assert asked == [(("images",), False)] * 3
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -529,7 +616,7 @@ def test_what_cannot_be_unrolled_is_named():
     case = problem("momentum", 2, 3, soft=False)
     primitive, steps = Functional(case.module, BATCHINGS["vmap"]), case.steps()
     for message, changed in (
-        ("expected students without buffers, got running_mean", {"buffers": {"running_mean": torch.zeros(2, 3)}}),
+        ("expected students without running statistics, got steps", {"buffers": {"steps": torch.zeros(2).long()}}),
         ("expected learning rates of 1 students", {"weights": case.weights[:1]}),
         ("expected an optimiser state", {"state": torch.zeros(2, 2, 5)}),
         ("expected at least one step", {"steps": steps.split(0)[0]}),

@@ -7,6 +7,7 @@ from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentC
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Footprint, Ledger
+from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.loop import counting
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import outer_step
@@ -18,12 +19,12 @@ from fastdistill.students.ensemble import student_module
 from tests.experts import wandering_experts
 
 
-def config(*, method="dc", ipc=1, width=8, **changes):
+def config(*, method="dc", ipc=1, width=8, architecture="convnet", **changes):
     recipe = {"real_batch": 16, "outer_loop": 1 if ipc == 1 else 4, "inner_loop": 2}
     changes = {"students": 2, "runs": 1, **changes}
     return RunConfig(
         ipc=ipc,
-        student=StudentConfig(width=width, depth=2),
+        student=StudentConfig(architecture=architecture, width=width, depth=2),
         method=matching_recipe(method, ipc, **recipe),
         evaluation=EvaluationConfig(
             protocol="default" if method == "dc" else "dsa", students=3, whole_epochs=1, whole_students=2
@@ -62,9 +63,18 @@ def counted(program):
     return footprint
 
 
-@pytest.mark.parametrize(("method", "runs", "chunk"), [("dc", 1, 0), ("dsa", 1, 0), ("dsa", 2, 3), ("dc", 2, 1)])
-def test_a_step_is_counted_as_it_runs(sizes, train, method, runs, chunk):
-    settings = config(method=method, runs=runs, chunk=chunk)
+@pytest.mark.parametrize(
+    ("method", "runs", "chunk", "architecture"),
+    [
+        ("dc", 1, 0, "convnet"),
+        ("dsa", 1, 0, "convnet"),
+        ("dsa", 2, 3, "convnet"),
+        ("dc", 2, 1, "convnet"),
+        ("dc", 2, 3, "gtn"),
+    ],
+)
+def test_a_step_is_counted_as_it_runs(sizes, train, method, runs, chunk, architecture):
+    settings = config(method=method, runs=runs, chunk=chunk, architecture=architecture)
     plan = make_plan(settings, sizes.shape, 10, sizes=sizes)
     state, run = initial_state(settings, plan, train), make_method(settings, plan, train)
     found = counting.step(settings, plan, sizes)
@@ -90,6 +100,24 @@ def test_an_unrolled_step_is_counted_as_it_runs(sizes, train, optimizer, runs, c
     learned = sum(value.nbytes for value in state.learned.values())
     assert counting.saving_bytes(settings, plan, sizes) == 2 * (learned + moments)
     assert counting.state_bytes(settings, plan, sizes) == 2 * (learned + moments)
+
+
+@pytest.mark.parametrize("path", ["vmap", "loop"])
+@pytest.mark.parametrize(("runs", "chunk", "keep"), [(1, 0, 1), (2, 3, 2)])
+def test_a_step_of_students_with_means_is_counted_as_it_runs(sizes, train, path, runs, chunk, keep):
+    settings = config(runs=runs, chunk=chunk, ipc=2, architecture="gtn")
+    recipe = {"optimizer": "momentum", "batches": 2, "epochs": 3, "real_batch": 32, "intermediate_every": 1}
+    settings = replace(
+        settings, method=UnrolledConfig(keep=keep, **recipe), evaluation=EvaluationConfig(protocol="own")
+    )
+    plan = make_plan(settings, sizes.shape, 10, sizes=sizes)
+    batching = Batching(path=Path(path), piece=1000 if path == "vmap" else 7, students=2)
+    plan = replace(plan, real=batching, synthetic=batching)
+    state, run = initial_state(settings, plan, train), make_method(settings, plan, train)
+    found = counting.whole_step(settings, plan, sizes)
+    assert found.peak == counted(lambda: outer_step(run, make_descent(settings.method), state)).peak
+    shorter = counting.step(settings, plan, sizes)
+    assert found.peak - 400 <= shorter.peak <= found.peak  # of means a step holds more
 
 
 @pytest.mark.parametrize(

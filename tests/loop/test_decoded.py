@@ -15,6 +15,7 @@ from fastdistill.loop.decoded import Decoded, Shown, belongs, images_and_pull
 from fastdistill.method_configs import DistributionConfig, ImplicitConfig, MatchingConfig, UnrolledConfig
 from fastdistill.methods.unrolled import batch_order
 from fastdistill.synthetic.generator import Generator
+from tests import gtn
 from tests.methods import test_distribution as distribution
 from tests.methods import test_implicit as implicit
 from tests.methods import test_matching as matching
@@ -142,6 +143,33 @@ def test_unrolled_training(kind):
             softplus(leaves["rates"][0]),
             real[0],
             labels[0],
+        )
+    agree(found.gradients, dict(zip(leaves, torch.autograd.grad(total / 2, list(leaves.values())), strict=True)))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+def test_a_generative_teaching_network(kind, monkeypatch):
+    """A generator for students with weight norm and means, a further outer loss in the middle: Such et al. 2020."""
+    gtn.narrow(monkeypatch)
+    generator, learned = generators(kind)
+    config = unrolled.recipe("momentum", batches=2, epochs=2, intermediate_every=2)
+    plain, pixels, _, layout = unrolled.make(config, students=2, ipc=IPC, architecture="gtn")
+    learned |= {"rates": pixels["rates"], "momenta": pixels["momenta"]}
+    method = Decoded(method=plain, generator=generator)
+    drawn = method.fresh(4)
+    found = method.gradient(learned, drawn, 4)
+    order, labels = unrolled.batch_order(config, CLASSES, IPC), torch.arange(CLASSES).repeat_interleave(IPC)
+    leaves = {name: value.clone().requires_grad_() for name, value in learned.items()}
+    images, total = generator.images(leaves, 4)[0].flatten(0, 1), 0.0
+    for student in range(2):
+        real, answers = unrolled.real(4, drawn.indices[student : student + 1])
+        total = total + gtn.unrolled_loss(
+            {name: view.clone() for name, view in layout.views(drawn.weights[student]).items()},
+            [(images[members], labels[members]) for members in order],
+            softplus(leaves["rates"][0]),
+            leaves["momenta"][0].sigmoid(),
+            (real[0], answers[0]),
+            2,
         )
     agree(found.gradients, dict(zip(leaves, torch.autograd.grad(total / 2, list(leaves.values())), strict=True)))
 

@@ -163,6 +163,9 @@ def test_running_statistics_are_refused(store):
     config = settings(student=StudentConfig(width=4, depth=2, norm="batch"))
     with pytest.raises(ValueError, match="without running statistics as experts, got batch norm"):
         Trainer(config, store, VMAP, VMAP)
+    config = settings(student=StudentConfig(architecture="gtn"))
+    with pytest.raises(ValueError, match="without running statistics as experts, got mean-only batch norm: use anoth"):
+        Trainer(config, store, VMAP, VMAP)
 
 
 def test_auto_mirrors_no_digits():

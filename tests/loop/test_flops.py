@@ -19,6 +19,7 @@ from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import TrajectoryConfig, UnrolledConfig, matching_recipe
 from fastdistill.methods.unrolled import window
 from fastdistill.students.ensemble import student_module
+from tests import gtn
 from tests.experts import wandering_experts
 
 BATCHINGS = {
@@ -33,11 +34,11 @@ def digits():
     return load_source("digits")
 
 
-def config(method, *, ipc=2, **changes):
+def config(method, *, ipc=2, architecture="convnet", **changes):
     own = isinstance(method, UnrolledConfig) and method.learn_rates
     return RunConfig(
         ipc=ipc,
-        student=StudentConfig(width=4, depth=2),
+        student=StudentConfig(architecture=architecture, width=4, depth=2),
         method=method,
         evaluation=EvaluationConfig(protocol="own" if own else "default"),
         device="cpu",
@@ -95,6 +96,15 @@ def test_training_between_two_steps_is_part_of_them(digits, inner_loop):
 def test_a_training_takes_what_was_predicted(digits, changes):
     """The mean over a run that takes every place of its window once."""
     predicted, counted = predicted_and_counted(config(unrolled(**changes)), digits, changes.get("steps", 1))
+    assert predicted == pytest.approx(counted, abs=1)
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 3}, {"epochs": 4, "intermediate_every": 2, "keep": 3}])
+@pytest.mark.parametrize("batching", ["vmap", "loop"])
+def test_a_training_through_means_takes_what_was_predicted(digits, changes, batching, monkeypatch):
+    gtn.narrow(monkeypatch)
+    settings = config(unrolled(**changes), architecture="gtn")
+    predicted, counted = predicted_and_counted(settings, digits, 1, BATCHINGS[batching])
     assert predicted == pytest.approx(counted, abs=1)
 
 

@@ -93,12 +93,14 @@ def test_the_table_is_counted_as_it_runs(digits, sizes, train, method):
 
 
 @pytest.mark.parametrize("runs", [1, 2])
-@pytest.mark.parametrize("initialization", ["fresh", "fixed"])
-def test_a_replay_is_counted_as_it_runs(digits, sizes, train, runs, initialization):
+@pytest.mark.parametrize(
+    ("architecture", "initialization"), [("convnet", "fresh"), ("convnet", "fixed"), ("gtn", "fresh")]
+)
+def test_a_replay_is_counted_as_it_runs(digits, sizes, train, runs, architecture, initialization):
     base = config(ipc=2, runs=runs)
     settings = replace(
         base,
-        student=replace(base.student, initialization=initialization),
+        student=replace(base.student, architecture=architecture, initialization=initialization),
         method=UnrolledConfig(batches=2, epochs=2, real_batch=32),
         evaluation=replace(base.evaluation, protocol="own", whole_epochs=0, validation_every=5),
     )

@@ -29,6 +29,7 @@ from fastdistill.students.ensemble import Ensemble
 from fastdistill.students.training import count_correct, image_fetch
 from fastdistill.students.weights import initial_weights
 from fastdistill.synthetic.load import load
+from tests import gtn
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +226,37 @@ def test_batch_norm_students_leave_no_folder(tmp_path, digits):
     with pytest.raises(ValueError, match="got batch norm"):
         run(settings, digits)
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_students_with_means_go_on_where_they_stopped_and_are_judged(tmp_path, digits, monkeypatch):
+    gtn.narrow(monkeypatch)
+    student = StudentConfig(architecture="gtn")
+    recipe = {"optimizer": "momentum", "intermediate_every": 1, "student": student, "steps": 5}
+    straight, stopped = (config(tmp_path / name, **recipe) for name in ("straight", "stopped"))
+    result = run(straight, digits)
+    assert run(stopped, digits, judge=False, stop_after=4) is None
+    run(stopped, digits, judge=False)
+    assert digest(tmp_path / "straight") == digest(tmp_path / "stopped")
+    again, _ = evaluate_run(result.folder, student={}, students=3, device="cpu")
+    assert again.per_student == tuple(result.table["arms"][0]["per_student"])
+    other, _ = evaluate_run(result.folder, student={"architecture": "mlp"}, students=3, device="cpu")
+    assert other.per_student != again.per_student
+
+
+def test_images_for_students_with_means_are_learned(tmp_path, digits):
+    settings = config(tmp_path, steps=30, students=1, learning_rate=0.1, decay_every=0)
+    student = StudentConfig(architecture="gtn", initialization="fixed")
+    run(replace(settings, student=student), digits, judge=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["outer/loss"] for line in lines if "outer/loss" in line]
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])
+
+
+def test_rates_that_diverge_for_students_with_means_stop_the_run(tmp_path, digits, monkeypatch):
+    gtn.narrow(monkeypatch)
+    settings = config(tmp_path, inner_learning_rate=1e30, student=StudentConfig(architecture="gtn"))
+    with pytest.raises(RunFailed, match=r"2 of 2 students non-finite at step 0 \(student 0: "):
+        run(replace(settings, max_masked_share=0.0), digits, judge=False)
 
 
 def test_rates_that_diverge_stop_the_run_with_what_is_sound(tmp_path, digits):

@@ -10,6 +10,7 @@ from fastdistill.method_configs import DistributionConfig
 from fastdistill.methods.distribution import DistributionMatching, Embeddings
 from fastdistill.methods.matching import Batch
 from fastdistill.students.ensemble import Ensemble
+from tests import gtn
 from tests.methods.test_matching import (
     BATCHINGS,
     CLASSES,
@@ -22,9 +23,9 @@ from tests.methods.test_matching import (
 )
 
 
-def make(config, *, students, runs=1, ipc=1, chunk=100, batching="vmap", device, norm="instance"):
-    student = StudentConfig(width=8, depth=2, norm=norm)
-    ensemble = Ensemble(student, SHAPE, CLASSES, seed=5, dtype=torch.float64)
+def make(config, *, students, runs=1, ipc=1, chunk=100, batching="vmap", device, **student):
+    settings = StudentConfig(**{"width": 8, "depth": 2, **student})
+    ensemble = Ensemble(settings, SHAPE, CLASSES, seed=5, dtype=torch.float64)
     labels = torch.arange(CLASSES, device=device)
 
     def sample(purpose, step, indices, count):
@@ -119,6 +120,28 @@ def test_batch_norm_sees_all_classes(device):
     (expected,) = torch.autograd.grad(loss, leaf)
     assert relative(found.gradients["images"], expected) <= 1e-8
     assert float(found.loss[0]) == pytest.approx(float(loss.detach()), rel=1e-10)
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_means_are_those_of_all_classes_and_differentiated(batching, device, monkeypatch):
+    gtn.narrow(monkeypatch)
+    config = DistributionConfig(real_batch=REAL, augmentation="none")
+    method, sample, layout = make(config, students=2, ipc=2, batching=batching, device=device, architecture="gtn")
+    synthetic, drawn = images(1, CLASSES, 2, seed=7, device=device), method.fresh(0)
+    found, total = method.gradient({"images": synthetic}, drawn, 0), torch.zeros_like(synthetic)
+    for k in range(2):
+        leaf, parameters = synthetic.clone().requires_grad_(), dict(layout.views(drawn.weights[k]))
+        # the classifier hands on its inputs
+        parameters["classifier.weight"] = torch.eye(6, dtype=torch.float64, device=device)
+        parameters["classifier.gain"] = torch.ones(6, dtype=torch.float64, device=device)
+        parameters["classifier.bias"] = torch.zeros(6, dtype=torch.float64, device=device)
+        real = sample(None, 0, drawn.indices[k : k + 1], REAL).images[0]
+        target = gtn.forward(parameters, real.flatten(0, 1))[0].unflatten(0, (CLASSES, REAL)).mean(1)
+        mean = gtn.forward(parameters, leaf[0].flatten(0, 1))[0].unflatten(0, (CLASSES, 2)).mean(1)
+        loss = (target - mean).square().sum()
+        total += torch.autograd.grad(loss, leaf)[0] / 2
+        assert float(found.loss[k]) == pytest.approx(float(loss.detach()), rel=1e-10)
+    assert relative(found.gradients["images"], total) <= 1e-8
 
 
 def test_a_non_finite_network_is_left_out_and_located(device):

@@ -641,6 +641,8 @@ def test_a_student_whose_system_overflows_is_masked(recipe):
 def test_batch_norm_students_are_refused():
     with pytest.raises(ValueError, match=r"^expected students without running statistics for implicit .* got batch "):
         make(RECIPE, students=1, norm="batch")
+    with pytest.raises(ValueError, match=r"^expected .* for implicit differentiation, got mean-only batch norm: use "):
+        make(RECIPE, students=1, architecture="gtn")
 
 
 def test_settings_that_mean_nothing_together_are_refused():

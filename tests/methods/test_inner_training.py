@@ -60,9 +60,14 @@ def ensemble(**student):
 
 
 def test_running_statistics_are_refused_by_the_methods_name():
-    refuse_buffers(ensemble(), "this method")
-    with pytest.raises(ValueError, match=r"^expected students without running statistics for this method, got batch"):
-        refuse_buffers(ensemble(norm="batch"), "this method")
+    plain, batch, means = (ensemble(**student).module for student in ({}, {"norm": "batch"}, {"architecture": "gtn"}))
+    for allowed in (False, True):
+        refuse_buffers(plain, "for this method", means=allowed)
+        with pytest.raises(ValueError, match=r"^expected students without running statistics for this method, got b"):
+            refuse_buffers(batch, "for this method", means=allowed)
+    refuse_buffers(means, "for this method", means=True)
+    with pytest.raises(ValueError, match=r"^expected .* for this method, got mean-only batch norm: use another "):
+        refuse_buffers(means, "for this method")
 
 
 def located(rates, *, own=False, soft=False, real=None, spoil=None, optimizer=None):

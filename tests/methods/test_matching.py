@@ -19,6 +19,7 @@ from fastdistill.method_configs import MatchingConfig
 from fastdistill.methods.matching import Batch, GradientMatching
 from fastdistill.methods.primitives import Primitives
 from fastdistill.students.ensemble import Ensemble, student_module
+from tests import gtn
 
 CLASSES, REAL, SHAPE = 3, 6, (1, 8, 8)
 BATCHINGS = {
@@ -32,8 +33,9 @@ def images(*shape, seed, device):
     return torch.randn(*shape, *SHAPE, generator=generator, dtype=torch.float64).to(device)
 
 
-def make(config, *, students, runs=1, ipc=1, chunk=100, batching="vmap", device, norm="instance", width=8):
-    ensemble = Ensemble(StudentConfig(width=width, depth=2, norm=norm), SHAPE, CLASSES, seed=5, dtype=torch.float64)
+def make(config, *, students, runs=1, ipc=1, chunk=100, batching="vmap", device, **student):
+    settings = StudentConfig(**{"width": 8, "depth": 2, **student})
+    ensemble = Ensemble(settings, SHAPE, CLASSES, seed=5, dtype=torch.float64)
     labels = torch.arange(CLASSES, device=device)
 
     def sample(purpose, step, indices, count):
@@ -272,6 +274,30 @@ def test_students_train_with_momentum_from_rest_after_every_update(device):
         found = layout.views(students.weights[0])
         for (name, view), expected in zip(found.items(), network.parameters(), strict=True):
             assert torch.allclose(view, expected, rtol=1e-10, atol=1e-14), (step, name)
+
+
+@pytest.mark.parametrize("batching", BATCHINGS)
+def test_students_with_means_are_matched_at_those_of_real_images(batching, device, monkeypatch):
+    gtn.narrow(monkeypatch)
+    config = MatchingConfig(real_batch=REAL, outer_loop=2, inner_loop=1)
+    method, sample, layout = make(config, students=2, ipc=2, batching=batching, device=device, architecture="gtn")
+    students, synthetic = method.fresh(0), images(1, CLASSES, 2, seed=7, device=device)
+    for step in (0, 1):
+        students = method.prepare({}, students, step)
+        found, expected = method.gradient({"images": synthetic}, students, step), torch.zeros_like(synthetic[0])
+        for k in range(2):
+            parameters = layout.views(students.weights[k])
+            seen = sample(None, step, students.indices[k : k + 1], 16).images[0]
+            _, means = gtn.forward(parameters, seen.flatten(0, 1))
+            # whatever the batch before, the means are those of the real images alone
+            for buffer, mean in zip(students.buffers.values(), means, strict=True):
+                assert relative(buffer[k], mean) <= 1e-12
+            network = student_module(StudentConfig(architecture="gtn"), SHAPE, CLASSES).to_empty(device=device).double()
+            network.load_state_dict({**parameters, **dict(zip(students.buffers, means, strict=True))})
+            real = list(sample(None, step, students.indices[k : k + 1], REAL).images[0])
+            expected += image_gradient(network.eval(), real, synthetic[0]) / 2
+        assert relative(found.gradients["images"][0], expected) <= 1e-8
+        students = method.advance({"images": synthetic}, students, step)
 
 
 def test_fixed_students_are_the_same_at_every_step_and_fresh_ones_are_not():

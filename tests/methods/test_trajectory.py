@@ -337,6 +337,8 @@ def test_what_does_not_fit_the_experts_or_images_is_refused(changes, message):
 def test_batch_norm_students_are_refused():
     with pytest.raises(ValueError, match=r"^expected students without running statistics .* got batch norm: use "):
         make(recipe(), students=1, norm="batch")
+    with pytest.raises(ValueError, match=r"^expected .* for trajectory matching, got mean-only batch norm: use "):
+        make(recipe(), students=1, architecture="gtn")
 
 
 class UnseenExperts:

@@ -23,6 +23,7 @@ from fastdistill.methods.unrolled import (
     window,
 )
 from fastdistill.students.ensemble import Ensemble
+from tests import gtn
 
 CLASSES, REAL, SHAPE = 3, 7, (1, 8, 8)
 BATCHINGS = {
@@ -438,6 +439,131 @@ def test_every_step_has_all_classes_alike_and_every_pass_all_images():
     assert order[:3].flatten().sort().values.tolist() == list(range(18))
     for step in order:
         assert (step // 6).bincount(minlength=CLASSES).tolist() == [2] * CLASSES
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    gtn.narrow(monkeypatch)
+
+
+def through_means(config, learned, layout, drawn, student, run, step, *, constant=False):
+    """Loss of one GTN student and its derivatives, by autograd through the whole training written out."""
+    ipc = learned["images"].shape[2]
+    leaves = {name: value[run].clone().requires_grad_() for name, value in learned.items()}
+    flat, hard = leaves["images"].flatten(0, 1), torch.arange(CLASSES).repeat_interleave(ipc)
+    labels = leaves["labels"].flatten(0, 1) if config.learn_labels else hard
+    zeros = torch.zeros(config.inner_steps, dtype=torch.float64)
+    images, answers = real(step, drawn.indices[student : student + 1])
+    loss = gtn.unrolled_loss(
+        {name: view.clone() for name, view in layout.views(drawn.weights[student]).items()},
+        [(flat[members], labels[members]) for members in batch_order(config, CLASSES, ipc)],
+        torch.nn.functional.softplus(leaves["rates"]) if config.learn_rates else zeros + config.inner_learning_rate,
+        leaves["momenta"].sigmoid() if config.learn_momenta else zeros,
+        (images[0], answers[0]),
+        config.intermediate_every,
+        constant=constant,
+    )
+    found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return loss.detach(), dict(zip(leaves, found, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "steps", "changes"),
+    [
+        ("sgd", (1, 1), {}),
+        ("sgd", (3, 1), {"learn_labels": True}),
+        ("momentum", (1, 3), {}),
+        ("momentum", (3, 1), {"learn_labels": True, "intermediate_every": 1}),
+        ("sgd", (2, 2), {"intermediate_every": 2, "keep": 3}),
+        ("sgd", (1, 3), {"learn_rates": False}),
+    ],
+)
+@pytest.mark.parametrize(("batching", "chunk"), [("vmap", 100), ("loop", 3)])
+def test_students_with_means_are_differentiated_through_them(optimizer, steps, changes, batching, chunk, narrow):
+    config = recipe(optimizer, *steps, **changes)
+    method, learned, _, layout = make(config, students=2, runs=2, chunk=chunk, batching=batching, architecture="gtn")
+    drawn = method.fresh(2)
+    found = method.gradient(learned, drawn, 2)
+    assert found.gradients.keys() == learned.keys()
+    for run in range(2):
+        each = [through_means(config, learned, layout, drawn, 2 * run + k, run, 2) for k in range(2)]
+        for k, (loss, _) in enumerate(each):
+            assert float(found.loss[2 * run + k]) == pytest.approx(float(loss), rel=1e-10)
+        for name, gradient in found.gradients.items():
+            expected = torch.stack([slopes[name] for _, slopes in each]).mean(0)
+            assert expected.norm() > 1e-6, name
+            assert relative(gradient[run], expected) <= 1e-8, (name, run)
+
+
+@pytest.mark.parametrize(("optimizer", "steps"), [("sgd", (1, 1)), ("sgd", (1, 3)), ("momentum", (3, 1))])
+def test_means_taken_for_constants_give_another_gradient(optimizer, steps, narrow):
+    """Which the textbook can do too: the part that a port easily loses."""
+    config = recipe(optimizer, *steps)
+    method, learned, _, layout = make(config, students=1, architecture="gtn")
+    drawn = method.fresh(0)
+    found = method.gradient(learned, drawn, 0).gradients["images"][0]
+    for constant in (False, True):
+        _, slopes = through_means(config, learned, layout, drawn, 0, 0, 0, constant=constant)
+        error = relative(found, slopes["images"])
+        assert error > 1e-2 if constant else error <= 1e-8
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_chunks_of_students_with_means_change_nothing(optimizer, narrow):
+    config = recipe(
+        optimizer,
+        2,
+        4,
+        drawn=True,
+        window=5,
+        window_least=1,
+        learn_labels=True,
+        augmentation="crop_rotate",
+        intermediate_every=2,
+        keep=2,
+    )
+    exact = None
+    for chunk, batching in ((100, "vmap"), (2, "vmap"), (4, "loop")):
+        method, learned, _, _ = make(
+            config, students=3, runs=2, chunk=chunk, batching=batching, ipc=4, architecture="gtn"
+        )
+        found = method.gradient(learned, method.fresh(1), 1)
+        exact = exact or found
+        assert torch.allclose(found.loss, exact.loss, rtol=1e-12)
+        for name, gradient in found.gradients.items():
+            assert relative(gradient, exact.gradients[name]) <= 1e-10, name
+
+
+def test_a_whole_window_through_means_is_the_central_difference(narrow):
+    config = recipe("momentum", 2, 2, learn_labels=True, augmentation="crop_rotate", intermediate_every=2)
+    method, learned, _, _ = make(config, students=2, architecture="gtn")
+    students, width = method.fresh(1), 1e-6
+    found = method.gradient(learned, students, 1).gradients
+    way = {name: normal(*value.shape, seed=60 + seed) for seed, (name, value) in enumerate(learned.items())}
+
+    def loss(step):
+        moved = {name: value + step * way[name] for name, value in learned.items()}
+        return float(method.gradient(moved, students, 1).loss.mean())
+
+    expected = float(sum((found[name] * way[name]).sum() for name in found))
+    assert (loss(width) - loss(-width)) / (2 * width) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_poisoned_student_with_means_is_masked_and_located(narrow):
+    method, learned, _, layout = make(recipe(), students=3, architecture="gtn")
+    drawn = method.fresh(0)
+    clean = method.gradient(learned, drawn, 0)
+    assert method.locate(learned, drawn, 0, 1) == ""
+    layout.views(drawn.weights)["body.4.gain"][1, 0] = torch.nan
+    found = method.gradient(learned, drawn, 0)
+    assert found.finite.tolist() == [True, False, True]
+    assert torch.equal(found.loss[[0, 2]], clean.loss[[0, 2]])
+    assert all(gradient.isfinite().all() for gradient in found.gradients.values())
+    assert method.locate(learned, drawn, 0, 1) == "weights body.4.gain"
+    learned["rates"][0, 2] = 1e200
+    found = method.gradient(learned, method.fresh(0), 0)
+    assert not found.finite.any()
+    assert "inner step" in method.locate(learned, method.fresh(0), 0, 0)
 
 
 @pytest.mark.parametrize("batching", BATCHINGS)

@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.functional import cross_entropy
 
 from fastdistill.students.architectures import ARCHITECTURES, build_student
+from tests import gtn
 
 STUDENTS, IMAGES, CLASSES = 2, 3, 3
 
@@ -17,6 +18,7 @@ CASES = [
     ("lenet", 1, 12, {}),
     ("alexnet", 1, 4, {}),
     ("alexcifarnet", 1, 6, {}),
+    ("gtn", 1, 6, {}),
     ("vgg11", 1, 28, {}),
     ("resnet18", 1, 9, {}),
     ("resnet18", 1, 4, {"norm": "batch"}),
@@ -72,7 +74,8 @@ def student_loss(student, weights, buffers, images, labels):
 
 @pytest.mark.parametrize(
     ("architecture", "channels", "side", "options", "training"),
-    [(*case, False) for case in CASES] + [(*case, True) for case in CASES if case[3].get("norm") == "batch"],
+    [(*case, False) for case in CASES]
+    + [(*case, True) for case in CASES if case[0] == "gtn" or case[3].get("norm") == "batch"],
 )
 def test_forward_over_reverse_equals_double_backward(architecture, channels, side, options, training, monkeypatch):
     # The published widths would only make the same layers slow.
@@ -80,6 +83,7 @@ def test_forward_over_reverse_equals_double_backward(architecture, channels, sid
     monkeypatch.setattr("fastdistill.students.resnet.STAGE_WIDTHS", (4, 6, 8, 10))
     monkeypatch.setattr("fastdistill.students.alexcifarnet.CHANNELS", 6)
     monkeypatch.setattr("fastdistill.students.alexcifarnet.HIDDEN", (10, 8))
+    gtn.narrow(monkeypatch)
     student = build(architecture, channels, side, **options).train(training)
     weights, direction, buffers = random_state(student)
     images, labels = random_batch(channels, side)
@@ -112,7 +116,7 @@ def test_forward_over_reverse_equals_double_backward(architecture, channels, sid
 
 def test_every_architecture_is_in_the_derivative_table():
     assert {case[0] for case in CASES} == set(ARCHITECTURES)
-    assert ", ".join(ARCHITECTURES) == "convnet, mlp, lenet, alexnet, alexcifarnet, vgg11, resnet18, resnet18ap"
+    assert ", ".join(ARCHITECTURES) == "convnet, mlp, lenet, alexnet, alexcifarnet, gtn, vgg11, resnet18, resnet18ap"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -129,7 +133,7 @@ def test_logits_are_the_classifier_on_the_features(architecture):
     student = build_student(architecture, channels=1, height=28, width=28, num_classes=10, device="cpu")
     images = torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     features = student.features(images)
-    assert features.shape == (2, student.classifier.in_features)
+    assert features.shape == (2, student.classifier.weight.shape[1])
     assert torch.equal(student(images), student.classifier(features))
     assert torch.isfinite(features).all()
 
@@ -164,7 +168,7 @@ def test_batch_norm_statistics_of_each_student(compose):
     assert all(torch.equal(buffer, fresh_buffers(student)[name]) for name, buffer in buffers.items())
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "lenet", "alexnet", "alexcifarnet"])
+@pytest.mark.parametrize("architecture", ["mlp", "lenet", "alexnet", "alexcifarnet", "gtn"])
 def test_plain_architectures_ignore_the_convnet_options(architecture):
     shape = {"channels": 1, "height": 28, "width": 28, "num_classes": 10}
     options = {"depth": 5, "net_width": 7, "norm": "batch", "activation": "swish", "pooling": "max"}
@@ -204,6 +208,7 @@ def test_constant_images_of_one_class_give_finite_derivatives(
     monkeypatch.setattr("fastdistill.students.resnet.STAGE_WIDTHS", (4, 6, 8, 10))
     monkeypatch.setattr("fastdistill.students.alexcifarnet.CHANNELS", 6)
     monkeypatch.setattr("fastdistill.students.alexcifarnet.HIDDEN", (10, 8))
+    gtn.narrow(monkeypatch)
     student = build(architecture, channels, side, **options).train()
     weights, direction, buffers = (
         {name: tensor[0].float() if tensor.is_floating_point() else tensor[0] for name, tensor in part.items()}
