@@ -12,6 +12,7 @@ PACKAGE = ROOT / "fastdistill"
 # a room may import the rooms on its right; the neutral ones may be imported by all
 ROOMS = {
     "cli": {
+        "comparison_file",
         "options",
         "api",
         "loop",
@@ -34,7 +35,9 @@ ROOMS = {
     "students": {"derivatives"},
     "data": set(),
     "derivatives": set(),
+    "comparison_file": {"options"},
     "options": set(),
+    "comparison_config": set(),
     "baseline_config": set(),
     "config": set(),
     "experts_config": set(),
@@ -49,6 +52,7 @@ ROOMS = {
 }
 NEUTRAL = {
     "baseline_config",
+    "comparison_config",
     "config",
     "experts_config",
     "generator_config",
