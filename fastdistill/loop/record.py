@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,6 +106,15 @@ class Recorder:
         """Whether the run has distilled as long as it may."""
         return bool(self._config.seconds) and self._elapsed() >= self._config.seconds
 
+    @property
+    def whole(self) -> int:
+        """What there is to do: seconds where the run has only so many, else steps."""
+        return math.ceil(self._config.seconds) or self._config.method.steps
+
+    def done(self, step: int) -> int:
+        """How much of that is done after a step."""
+        return min(int(self._elapsed()), self.whole) if self._config.seconds else step
+
     def after_step(
         self, before: State, state: State, found: Step, plan: Plan, *, last: bool, end: bool, advance: Advance
     ) -> None:
@@ -128,8 +138,10 @@ class Recorder:
         self._values |= found.values
         if step % config.log_every == 0 or last:
             self._remark = f"loss {self._log(step, self._values):.4f}"
+            if config.seconds:
+                self._remark = f"{self._remark} after {step} steps"
             self._values = {}
-        advance(step, self._remark)
+        advance(self.done(step), self._remark)
         every = config.evaluation.validation_every
         if every and (step % every == 0 or end):
             self._select(state)

@@ -198,7 +198,8 @@ def _run(
     steps, first = config.method.steps, state.step
     over = state.step == steps or (state.step > 0 and recorder.out_of_time)
     end = steps if stop_after is None else min(steps, stop_after)
-    with progress.stage("distilling", steps, state.step) as advance, stop.deferred():
+    title = "distilling, seconds" if config.seconds else "distilling"
+    with progress.stage(title, recorder.whole, recorder.done(state.step)) as advance, stop.deferred():
         while state.step < end and not stop.asked and not over:
 
             def attempt(plan: Plan, state: State = state) -> tuple[State, Step]:

@@ -1,6 +1,7 @@
 """What a run writes; the whole folder is checked in test_run."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentC
 from fastdistill.evaluation.arms import Judge
 from fastdistill.loop.run import run
 from fastdistill.method_configs import matching_recipe
+from fastdistill.progress import Silent
 
 
 @pytest.fixture
@@ -60,6 +62,19 @@ def test_pictures_of_floats_span_their_own_range(config, tmp_path):
     assert ((cells > 20) & (cells < 235)).mean() > 0.5
 
 
+class Told(Silent):
+    """Remembers its stages and how far the first came."""
+
+    def __init__(self):
+        self.stages, self.counts = [], []
+
+    @contextmanager
+    def stage(self, name, total, done=0):
+        self.stages.append((name, total))
+        first = len(self.stages) == 1
+        yield lambda count, remark: self.counts.append(count) if first else None
+
+
 class Clock:
     """Moves on by a second whenever it is read."""
 
@@ -82,7 +97,10 @@ def test_a_run_ends_when_its_time_is_over_and_a_selection_takes_none_of_it(confi
 
     monkeypatch.setattr(Judge, "validate", slowly)
     method = replace(config.method, steps=500)
-    result = run(replace(config, method=method, seconds=60.0))
+    told = Told()
+    result = run(replace(config, method=method, seconds=60.0), progress=told)
+    assert told.stages[0] == ("distilling, seconds", 60)
+    assert told.counts == sorted(told.counts) and told.counts[-1] == 60
     steps = result.table["steps"]
     assert 3 < steps < 60 and 60 <= result.table["distill_s"] < 80
     assert result.table["complete"] and result.distilled.details["seconds"] == "60"
