@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from fastdistill.comparison_config import ARMS
 from fastdistill.config import StudentConfig, preset_path, presets
 from fastdistill.failures import RunFailed, Stopped
 from fastdistill.options import (
@@ -207,10 +208,13 @@ def _export(words: list[str]) -> int:
 def _report(words: list[str]) -> int:
     options = report_parser().parse(words)
     from fastdistill.report.compare import write_comparison
+    from fastdistill.report.comparison import write_comparison_report
     from fastdistill.report.page import write_report
 
     runs = [Path(run) for run in options.runs]
-    if len(runs) == 1:
+    if len(runs) == 1 and (runs[0] / ARMS).is_dir():
+        print(write_comparison_report(runs[0]))
+    elif len(runs) == 1:
         print(write_report(runs[0], Path(options.output) if options.output else None))
     else:
         print(write_comparison(runs, Path(options.output or "comparison.html")))
@@ -247,9 +251,10 @@ def _compare(words: list[str]) -> int:
         table = run_comparison(config, progress=Talkative(), stop=stop)
     print((config.folder / "table.md").read_text(encoding="utf-8"), end="")
     print(f"everything is in {config.folder}/ — open report.html")
-    failed = [name for name, row in table["arms"].items() if row["failed"]]
-    if failed:
-        return _complain(f"expected every arm to finish, got {failed[0]} failed: repeat the command", FAILED)
+    for name, row in table["arms"].items():
+        causes = [row["failed"], *(score.get("failed", "") for score in row["tests"].values())]
+        if said := next(filter(None, causes), ""):
+            return _complain(f"expected every arm and test to finish, got {name} failed: {said}", FAILED)
     return DONE
 
 

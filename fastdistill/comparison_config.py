@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,8 @@ class ComparisonConfig:
     baselines: BaselineConfig | None = None
 
     def __post_init__(self) -> None:
+        if not self.name or self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
+            raise ValueError(f"expected a name that is one folder name, got {self.name!r}: leave out slashes")
         if not self.arms:
             raise ValueError("expected at least one arm, got none: write arms, a name and its options each")
         one_of("images", self.images, ("last", "best"))
@@ -106,6 +108,16 @@ class ComparisonConfig:
                 )
             for test in self.tests.values():
                 test.of(arm.student)  # refuses a student that cannot be
+                if (test.protocol or arm.evaluation.protocol) == "own" and test.epochs:
+                    raise ValueError(
+                        f"expected no epochs for the arm {name}, which is tested by its own steps, got {test.epochs}: "
+                        "leave them out, or name another protocol of the test"
+                    )
+
+    def alike(self, ipc: int, test: str) -> bool:
+        """Whether random real images stand beside all arms of as many images in a test: it is the same for them all."""
+        arms = [arm for arm in self.arms.values() if arm.ipc == ipc]
+        return len({_conditions(arm, self.tests[test]) for arm in arms}) == 1
 
     @property
     def folder(self) -> Path:
@@ -116,6 +128,20 @@ class ComparisonConfig:
     def pretrained(self) -> Path:
         """Where the networks of `pretraining` are."""
         return pretrained_folder(self.output, self.name)
+
+
+def judged_alike(first: RunConfig, second: RunConfig) -> bool:
+    """Whether the same random real images, judged once, stand beside two arms in their own judgement."""
+    return _conditions(first) == _conditions(second)
+
+
+def _conditions(arm: RunConfig, test: TestConfig | None = None) -> str:
+    """What decides the score of random real images beside an arm, in a test or in its own judgement."""
+    evaluation = arm.evaluation
+    student = replace(arm.student, initialization="fresh", pretrained="") if test is None else test.of(arm.student)
+    protocol = evaluation.protocol if test is None or not test.protocol else test.protocol
+    own = arm.name if protocol == "own" else ""  # it is trained with the rates of the images beside
+    return repr((arm.ipc, arm.data, arm.seed, student, protocol, own, evaluation.students if test is None else ""))
 
 
 def pretrained_folder(output: str, name: str) -> Path:

@@ -31,11 +31,13 @@ from fastdistill.comparison_config import (
     PretrainingConfig,
     TestConfig,
     comparisons,
+    judged_alike,
     pretrained_folder,
     with_defaults,
 )
 from fastdistill.config import RunConfig, StudentConfig, preset_path
-from fastdistill.options import read_options, run_of
+from fastdistill.options import run_of
+from fastdistill.parser import read_options
 
 _Settings = TypeVar("_Settings", TestConfig, PretrainingConfig, BaselineConfig)
 _KEYS = ("name", "seconds", "steps", "images", "base", "arms", "tests", "pretraining", "baselines")
@@ -81,11 +83,10 @@ def read_comparison(
         raise ValueError(f"expected seconds or steps in {path}, got both: arms are given equal time or equal steps")
     base, pretrained = _mapping(values, "base", path), str(pretrained_folder(output, name))
     arms: dict[str, RunConfig] = {}
-    drawn: set[int] = set()
     for arm in _mapping(values, "arms", path):
         own = dict(_mapping(values["arms"], arm, path))
         preset = own.pop("preset", None)
-        below = {} if preset is None else yaml.safe_load(preset_path(preset).read_text(encoding="utf-8"))
+        below = {} if preset is None else yaml.safe_load(preset_path(str(preset)).read_text(encoding="utf-8"))
         options = with_defaults(with_defaults(with_defaults(below, base), own), changes)
         if stated := [key for key in _OWN if key in {**base, **own}]:
             raise ValueError(
@@ -97,14 +98,12 @@ def read_comparison(
             **({"seconds": budget["seconds"]} if "seconds" in budget else {}),
         }
         if "steps" in budget:
-            options["method"] = {**options.get("method", {}), "steps": budget["steps"]}
-        options["student"] = _pretrained(options.get("student") or {}, pretrained)
-        # random real images are the same for every arm of as many images
-        ipc = options.get("ipc", 1)
-        if ipc in drawn:
-            options = with_defaults(options, {"evaluation": {"random_real": False}})
-        drawn.add(ipc)
-        arms[arm] = run_of(options, f"the arm {arm} of {path}")
+            options["method"] = {**_mapping(options, "method", path), "steps": budget["steps"]}
+        options["student"] = _pretrained(_mapping(options, "student", path), pretrained)
+        read = run_of(options, f"the arm {arm} of {path}")
+        if any(judged_alike(before, read) for before in arms.values()):  # random real images are judged once
+            read = dataclasses.replace(read, evaluation=dataclasses.replace(read.evaluation, random_real=False))
+        arms[arm] = read
     tests = {
         test: _test(_mapping(values["tests"], test, path), test, path, pretrained)
         for test in _mapping(values, "tests", path)
@@ -114,7 +113,7 @@ def read_comparison(
         output=output,
         arms=arms,
         tests=tests,
-        images=values.get("images", "last"),
+        images=str(values.get("images", "last")),
         pretraining=_built(PretrainingConfig, _mapping(values, "pretraining", path), f"pretraining in {path}"),
         baselines=_baselines(_mapping(values, "baselines", path), arms, Path(output) / name, path)
         if "baselines" in values
@@ -153,7 +152,8 @@ def _baselines(values: Mapping[str, Any], arms: Mapping[str, RunConfig], folder:
             f"expected no {taken[0]} of the baselines in {path}, got one: the first arm's are used for all"
         )
     given = {**values, **({"baselines": tuple(values["baselines"])} if values.get("baselines") else {})}
-    if "against" in given:  # the name of an arm
+    if given.get("against"):  # the name of an arm
+        _known(str(given["against"]), tuple(arms), f"against of the baselines in {path}")
         given["against"] = str(folder / ARMS / given["against"])
     return _built(BaselineConfig, {**shared, **given}, f"baselines in {path}")
 

@@ -190,6 +190,10 @@ class RunConfig:
         if not 0 <= self.max_masked_share < 1:
             raise ValueError(f"expected a max_masked_share in [0, 1), got {self.max_masked_share}: it is a share")
         method, protocol = self.method, self.evaluation.protocol
+        if self.seconds and (needing := self._needs_all_steps()):
+            raise ValueError(
+                f"expected no seconds for a run whose {needing} follows its steps, got {self.seconds:g}: leave one out"
+            )
         if isinstance(method, UnrolledConfig) and self.ipc % method.batches:
             raise ValueError(
                 f"expected ipc to be a multiple of the {method.batches} batches, got {self.ipc}: change method.batches "
@@ -216,6 +220,19 @@ class RunConfig:
         at_most(4096, threads=self.threads)
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, ("float32", "float64"))
+
+    def _needs_all_steps(self) -> str:
+        """The setting that a run which ends by its time would leave halfway; empty where there is none."""
+        if self.generator.final_share != 1:
+            return "generator.final_share"
+        if not isinstance(self.method, UnrolledConfig):
+            return ""
+        found = {
+            "method.final_share": self.method.final_share != 1,
+            "method.grow_every": self.method.grow_every,
+            "method.window_start": self.method.window_start == "moving",
+        }
+        return next((name for name, used in found.items() if used), "")
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as the run folder's ``config.yaml`` holds them."""

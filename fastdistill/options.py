@@ -1,24 +1,17 @@
-"""The words of the command line: parsers of the verbs, with complaints of one sentence. Nothing here imports torch.
-
-Wrong keys, in flags and in files, are found here rather than by jsonargparse, to name the nearest valid ones.
-"""
+"""The words of the command line: the parsers of the verbs. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
-import reprlib
 import sys
-from argparse import Action
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
-from jsonargparse import SUPPRESS, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import SUPPRESS, Namespace
 
 from fastdistill.baseline_config import BaselineConfig
 from fastdistill.checks import at_least, one_of
@@ -26,70 +19,11 @@ from fastdistill.comparison_config import comparisons
 from fastdistill.config import DEVICES, RunConfig, StudentConfig, preset_path
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.method_configs import METHODS
+from fastdistill.parser import Parser, Terse, check_keys, keys, read_options
 
 DEFAULT_PRESET = "dc/digits-1"
 _ONLY_ASKED = ("initialization", "pretrained")
 _BEGINNINGS = ("student.initialization", "student.pretrained")
-# what jsonargparse and argparse say, and what users are told
-_COMPLAINTS = [
-    (re.compile(pattern), sentence)
-    for pattern, sentence in (
-        (r'Parser key "(?P<key>\S+)": Expected an? <class \'tuple\'>\. Got value: (?P<value>.*)',
-         "expected {key} in brackets, such as [A, B], got '{value}'"),
-        (r'Parser key "(?P<key>\S+)": Expected an? <class \'(?P<type>\w+)\'>\. Got value: (?P<value>.*)',
-         "expected {key} of type {type}, got '{value}'"),
-        (r'Parser key "(?P<key>\w+)": Unable to load config (?P<value>\S+)',
-         "expected options below {key}, got {value}: write --{key}.NAME=VALUE"),
-        (r"argument (?P<key>\S+): expected one argument", "expected a value after {key}, got none"),
-        (r"unrecognized arguments: (?P<value>.*)", "expected options only, got '{value}'"),
-        (r"the following arguments are required: (?P<key>.*)", "expected a value of {key}, got nothing"),
-    )
-]  # fmt: skip
-
-
-class Parser(ArgumentParser):
-    """A parser of one verb."""
-
-    where = ""  # stands what it parses, if not on the command line
-
-    def parse(self, words: Sequence[str]) -> Namespace:
-        """Parses the words of a verb.
-
-        Raises:
-            SystemExit: with code 2, after one sentence on stderr, for wrong ones; with 0 after ``--help``.
-        """
-        valid = {word for action in self._actions for word in action.option_strings}
-        groups = {word.rpartition(".")[0] for word in valid}
-        for word in words:
-            name = word.partition("=")[0]
-            if name.startswith("--") and len(name) > 2 and name not in valid:
-                self.error(_unknown("an option", name, sorted(valid - groups), f"{self.prog} --help"))
-        return self.parse_args(list(words))
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Says what is wrong in one sentence and exits with 2."""
-        message = " ".join(message.split())
-        for pattern, sentence in _COMPLAINTS:
-            if found := pattern.search(message):
-                message = sentence.format(**found.groupdict())
-                break
-        hint = "" if message.startswith("expected") and ": " in message else f": see {self.prog} --help"
-        print(f"{self.prog}: {message}{self.where}{hint}", file=sys.stderr)
-        raise SystemExit(2)
-
-
-class _Terse(DefaultHelpFormatter):
-    """Help of many options on one screen: names and defaults, no types."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)  # type: ignore[no-untyped-call]
-
-    def _format_action_invocation(self, action: Action) -> str:
-        return ", ".join(action.option_strings)
-
-    def _get_help_string(self, action: Action) -> str:
-        shown = action.default not in (None, "", (), SUPPRESS)
-        return f"{action.help} ({action.default})" if shown else action.help or ""
 
 
 def run_parser(preset: str | None, kind: str = "matching") -> Parser:
@@ -140,7 +74,7 @@ def run_of(values: Mapping[str, Any], where: str) -> RunConfig:
         ValueError: for keys that no run has, or values that cannot be.
         SystemExit: with code 2, after one sentence on stderr, for values of another type.
     """
-    check_keys(values, where)
+    check_keys(values, where, _keys_of_runs(), "fastdistill run --print_config")
     parser = run_parser(None, _kind_of(values, "matching"))
     parser.where = f" in {where}"
     parsed = parser.instantiate(parser.parse_object(dict(values)))
@@ -286,7 +220,7 @@ def _terse_parser(verb: str, description: str, settings: type) -> Parser:
         prog=f"fastdistill {verb}",
         usage=f"fastdistill {verb} [PRESET] [--config FILE] [--name value ...]",
         description=description,
-        formatter_class=_Terse,
+        formatter_class=Terse,
     )
     parser.add_argument("--config", action="config", help="a YAML file of these options")
     parser.add_class_arguments(settings, as_group=False)
@@ -324,7 +258,7 @@ def parse_experts(words: Sequence[str]) -> ExpertsConfig:
     preset = words.pop(0) if words and not words[0].startswith("-") else None
     with _usage("experts"):
         for file in _files(words):
-            check_file(Path(file), dict(_keys(ExpertsConfig().as_dict())), "fastdistill experts --print_config")
+            check_file(Path(file), dict(keys(ExpertsConfig().as_dict())), "fastdistill experts --print_config")
         parser = experts_parser(preset)
         parsed = parser.instantiate(parser.parse(words))
         return ExpertsConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(ExpertsConfig)})
@@ -353,7 +287,7 @@ def parse_baseline(words: Sequence[str]) -> BaselineConfig:
     preset = words.pop(0) if words and not words[0].startswith("-") else None
     with _usage("baseline"):
         for file in _files(words):
-            check_file(Path(file), dict(_keys(BaselineConfig().as_dict())), "fastdistill baseline --print_config")
+            check_file(Path(file), dict(keys(BaselineConfig().as_dict())), "fastdistill baseline --print_config")
         parser = baseline_parser(preset)
         parsed = parser.instantiate(parser.parse(words))
         return BaselineConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(BaselineConfig)})
@@ -389,49 +323,7 @@ def check_file(path: Path, valid: Iterable[str] = (), lister: str = "fastdistill
     Raises:
         ValueError: saying which.
     """
-    check_keys(read_options(path), str(path), valid, lister)
-
-
-def read_options(path: Path) -> dict[Any, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ValueError: for a file that cannot be read or is no mapping.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"expected a YAML file at {path}, got {error.strerror}: correct the path") from error
-    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
-        cause = " ".join(str(error).split())
-        raise ValueError(f"expected YAML in {path}, got something else ({cause}): correct the file") from error
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"expected a mapping of options in {path}, got {type(content).__name__}: write lines of `name: value`"
-        )
-    return content
-
-
-def check_keys(
-    content: Mapping[Any, Any],
-    where: str,
-    valid: Iterable[str] = (),
-    lister: str = "fastdistill run --print_config",
-) -> None:
-    """Refuses options that have a key which no configuration has; arguments as `check_file`.
-
-    Raises:
-        ValueError: saying which, and where it stands.
-    """
-    valid = list(valid or dict.fromkeys(name for kind in METHODS for name, _ in _keys(_defaults(kind))))
-    groups = {name.partition(".")[0] for name in valid if "." in name}
-    for name, value in _keys(content):
-        if name in groups:
-            raise ValueError(
-                f"expected options below {name} in {where}, got {reprlib.repr(value)}: indent them as `name: value`"
-            )
-        if name not in valid:
-            raise ValueError(_unknown(f"a key in {where}", name, valid, lister))
+    check_keys(read_options(path), str(path), list(valid) or _keys_of_runs(), lister)
 
 
 def _kind(preset: str | None, files: Sequence[str], words: Sequence[str]) -> str:
@@ -455,26 +347,15 @@ def _kind(preset: str | None, files: Sequence[str], words: Sequence[str]) -> str
 
 def _kind_of(values: Mapping[str, Any], kind: str) -> str:
     """The kind of method that options name, or else that one."""
-    found = str((values.get("method") or {}).get("kind", kind))
+    given = values.get("method")
+    found = str(given.get("kind", kind)) if isinstance(given, Mapping) else kind
     one_of("method.kind", found, tuple(METHODS))
     return found
 
 
+def _keys_of_runs() -> list[str]:
+    return list(dict.fromkeys(name for kind in METHODS for name, _ in keys(_defaults(kind))))
+
+
 def _defaults(kind: str) -> dict[str, Any]:
     return {**RunConfig().as_dict(), "method": dataclasses.asdict(METHODS[kind]())}
-
-
-def _keys(values: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a mapping of at most two levels."""
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from ((f"{name}.{inner}", content) for inner, content in value.items())
-        else:
-            yield str(name), value
-
-
-def _unknown(what: str, name: str, valid: Sequence[str], lister: str) -> str:
-    near = [key for key in valid if key.rpartition(".")[2] == name.lstrip("-")]  # the right key without its group
-    near = near or difflib.get_close_matches(name, valid, n=3)
-    hint = f"did you mean {' or '.join(near)}" if near else f"see {lister}"
-    return f"expected {what} that fastdistill knows, got {name!r}: {hint}"

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 
@@ -7,9 +9,11 @@ from fastdistill.comparison_config import (
     PretrainingConfig,
     TestConfig,
     comparisons,
+    judged_alike,
     with_defaults,
 )
 from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
+from fastdistill.method_configs import UnrolledConfig
 
 
 def config(**changes):
@@ -80,6 +84,37 @@ def test_options_are_laid_over_others():
         "real_batch": 4,
         "steps": 2,
     }
+
+
+def test_random_real_images_stand_beside_arms_that_are_judged_alike():
+    arms = {
+        "a": RunConfig(name="a"),
+        "b": RunConfig(name="b", student=StudentConfig(initialization="fixed")),  # judged by fresh ones all the same
+        "c": RunConfig(name="c", student=StudentConfig(weights="orthogonal")),
+        "d": RunConfig(name="d", ipc=2),
+    }
+    assert judged_alike(arms["a"], arms["b"])
+    fewer = replace(arms["a"], evaluation=EvaluationConfig(students=3))
+    for other in (arms["c"], arms["d"], replace(arms["a"], seed=1), fewer):
+        assert not judged_alike(arms["a"], other)
+    tests = {"own": TestConfig(), "named": TestConfig(student={"weights": "default"})}
+    found = config(arms=arms, tests=tests)
+    assert [found.alike(1, name) for name in tests] == [False, True]
+    assert found.alike(2, "own")
+
+
+def test_arms_with_steps_of_their_own_have_random_real_images_of_their_own():
+    own = EvaluationConfig(protocol="own")
+    arms = [RunConfig(name=name, method=UnrolledConfig(), ipc=10, evaluation=own) for name in "ab"]
+    assert not judged_alike(*arms)
+    assert judged_alike(arms[0], arms[0])
+
+
+def test_epochs_of_images_with_steps_of_their_own_are_refused():
+    own = RunConfig(method=UnrolledConfig(), ipc=10, evaluation=EvaluationConfig(protocol="own"))
+    with pytest.raises(ValueError, match="expected no epochs for the arm a, which is tested by its own steps, got 3"):
+        config(arms={"a": own}, tests={"t": TestConfig(epochs=3)})
+    assert config(arms={"a": own}, tests={"t": TestConfig(epochs=3, protocol="dc")}).tests["t"].epochs == 3
 
 
 def test_comparisons_come_along():

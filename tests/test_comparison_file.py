@@ -50,6 +50,19 @@ def test_random_real_images_are_judged_beside_the_first_arm_of_as_many_images(tm
     assert judged == {"pixels": True, "generator": False, "implicit": False, "preset": False, "more": True}
 
 
+def test_arms_with_networks_of_their_own_have_random_real_images_of_their_own(tmp_path):
+    arms = {"a": {}, "b": {"student": {"weights": "orthogonal"}}, "c": {"student": {"initialization": "fixed"}}}
+    found = read_comparison(written(tmp_path, arms=arms))
+    assert [arm.evaluation.random_real for arm in found.arms.values()] == [True, True, False]
+
+
+def test_every_arm_of_the_weight_distributions_is_put_to_the_very_same_tests():
+    found = read_comparison("weights-digits")
+    for name, test in found.tests.items():
+        assert len({repr(test.of(arm.student)) for arm in found.arms.values()}) == 1, name
+        assert found.alike(1, name)
+
+
 def test_arms_get_equal_time_or_equal_steps(tmp_path):
     for own in ({"seconds": 7}, {"seconds": 7, "steps": 0}):
         timed = read_comparison(written(tmp_path, **own))
@@ -109,6 +122,11 @@ def test_baselines_are_judged_as_the_first_arm_is(tmp_path):
         ({"pretraining": {"network": 3}}, "in pretraining in .*got 'network': did you mean 'networks'"),
         ({"baselines": {"ipc": 3}}, "expected no ipc of the baselines in .*: the first arm's are used for all"),
         ({"baselines": {"student": 3}}, "expected no student of the baselines"),
+        ({"baselines": {"against": "other"}}, "expected one of pixels, .*in against of the baselines of?.*got .other."),
+        ({"arms": {"a": {"student": "lenet"}}}, r"expected a mapping below student in .*mine.yaml, got .lenet."),
+        ({"arms": {"a": {"preset": 5}}}, "expected a preset that `fastdistill presets` lists, got .5."),
+        ({"images": 5}, "expected images among last, best, got .5."),
+        ({"name": "../x"}, "expected a name that is one folder name, got .*x"),
     ],
 )
 def test_files_that_are_no_comparison_are_refused(tmp_path, changes, expected):

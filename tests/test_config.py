@@ -327,6 +327,17 @@ REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
     (StudentConfig, {"pretrained": "folder"}, "got 'folder' with 'fresh': set both or neither"),
     (RunConfig, {"method": UnrolledConfig()}, "expected ipc to be a multiple of the 10 batches, got 1: change"),
     (EvaluationConfig, {"protocol": "dsaa"}, "expected protocol among dc, dsa, default, own, got 'dsaa': did you mean"),
+    (RunConfig, {"seconds": -1.0}, "expected seconds of at least 0, got -1.0: raise it"),
+    (
+        RunConfig,
+        {"seconds": 5.0, "ipc": 10, "method": UnrolledConfig(grow_every=5)},
+        "expected no seconds for a run whose method.grow_every follows its steps, got 5: leave one out",
+    ),
+    (
+        RunConfig,
+        {"seconds": 5.0, "generator": GeneratorConfig(architecture="full", final_share=0.1)},
+        "expected no seconds for a run whose generator.final_share follows its steps, got 5",
+    ),
     (EvaluationConfig, {"students": 0}, "expected students of at least 1, got 0: raise it"),
     (EvaluationConfig, {"whole_students": 0}, "expected whole_students of at least 1, got 0: raise it"),
     (EvaluationConfig, {"validation_students": 0}, "expected validation_students of at least 1, got 0: raise it"),

@@ -37,6 +37,7 @@ ROOMS = {
     "derivatives": set(),
     "comparison_file": {"options"},
     "options": set(),
+    "parser": set(),
     "comparison_config": set(),
     "baseline_config": set(),
     "config": set(),
@@ -61,6 +62,7 @@ NEUTRAL = {
     "draws",
     "failures",
     "files",
+    "parser",
     "progress",
     "weight_norm",
 }

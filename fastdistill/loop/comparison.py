@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save
 
 from fastdistill.comparison_config import ComparisonConfig, TestConfig
 from fastdistill.config import RunConfig
-from fastdistill.data.sources import load_source
-from fastdistill.data.split import stratified_split
-from fastdistill.derivatives.layout import Layout
-from fastdistill.evaluation.feature_networks import train_feature_networks
-from fastdistill.failures import Stopped
+from fastdistill.failures import RunFailed, Stopped
 from fastdistill.files import held, sweep, write_whole
 from fastdistill.loop.baseline import run_baselines
-from fastdistill.loop.environment import describe_environment
 from fastdistill.loop.evaluation import evaluate_run
-from fastdistill.loop.plan import resolve_device
-from fastdistill.loop.run import config_hash, decisive, refuse_another
+from fastdistill.loop.examination import images_file
+from fastdistill.loop.pretraining import pretrain
+from fastdistill.loop.run import config_hash, decisive, write_environment
 from fastdistill.loop.stop import Stop
 from fastdistill.progress import Silent
 from fastdistill.report.comparison import write_comparison_report
-from fastdistill.students.ensemble import student_module
-from fastdistill.students.training import Training
+from fastdistill.report.folder import read_run
 
 _RESULTS, _POLL_S, _STOPPED = "results.json", 0.2, 75
+_KEPT = ("mean", "std", "protocol", "epochs", "steps", "test_images")  # of an evaluation's line
 
 
 def run_comparison(
@@ -41,8 +38,9 @@ def run_comparison(
 ) -> dict[str, Any]:
     """Distils the arms one after the other, each in a process of its own, and puts them to the tests.
 
-    What is finished is kept, whatever stops the rest; an arm that fails is said and left out. The folder has a run
-    folder for every arm, ``results.json``, ``table.md``, ``report.html`` and the plots.
+    What is finished is kept, whatever stops the rest. An arm or a test that fails is said, left out and tried again
+    when the call is repeated; a test that was changed is made again, and so are all of an arm that was distilled again.
+    The folder has ``arms`` with a run folder for each, ``results.json``, ``table.md``, ``report.html`` and the plots.
 
     Args:
         config: the comparison.
@@ -50,11 +48,11 @@ def run_comparison(
         stop: asked from outside to stop; the arm that is under way then saves.
 
     Returns:
-        What ``results.json`` holds: of every arm its run, ``failed`` (a sentence, or empty) and tests by name; of
-        random real images the tests by images per class.
+        What ``results.json`` holds: of every arm ``failed`` (a sentence, or empty) and its ``tests`` by name; of random
+        real images their tests by images per class, where all arms of as many are tested alike.
 
     Raises:
-        ValueError: for a folder that holds another comparison or that another process writes to.
+        ValueError: for a folder, or an arm's, that another process writes to.
         Stopped: when asked to stop; repeating the call goes on.
     """
     with held(config.folder):
@@ -63,60 +61,56 @@ def run_comparison(
 
 def _run(config: ComparisonConfig, progress: Silent, stop: Stop) -> dict[str, Any]:
     folder = config.folder
-    plain = _settings(config)
-    refuse_another(folder, plain)
     sweep(folder)
-    write_whole(folder / "config.yaml", yaml.safe_dump(plain, sort_keys=False).encode())
-    write_whole(folder / "environment.json", json.dumps(describe_environment(), indent=1).encode())
-    table = _begun(config, folder)
+    write_whole(folder / "config.yaml", yaml.safe_dump(_settings(config), sort_keys=False).encode())
+    write_environment(folder)
+    table = _begun(config)
     if config.pretraining.networks:
-        _pretrain(config, progress)
-    for name, arm in config.arms.items():
-        progress.say(f"{name}: arm {len(table['arms']) + 1} of {len(config.arms)}")
-        failed = _distil(arm, stop)
-        if failed:
-            progress.say(f"{name} failed: {failed}")
+        pretrain(config, progress)
+    for number, (name, arm) in enumerate(config.arms.items(), start=1):
+        progress.say(f"{name}: arm {number} of {len(config.arms)}")
         row = table["arms"].setdefault(name, {"tests": {}})
-        row["failed"] = failed
+        row["failed"] = _distil(arm, stop)
+        if row["failed"]:
+            progress.say(f"{name} failed: {row['failed']}")
+        else:
+            _test_all(config, arm, table, progress)
         _keep(folder, table)
-        for title, test in config.tests.items():
-            if not failed and title not in row["tests"]:
-                _test(config, arm, title, test, table, progress)
-                _keep(folder, table)
+        write_comparison_report(folder)
     if config.baselines is not None:
+        progress.say("baselines")
         run_baselines(config.baselines, progress=progress)
-    table["complete"] = not any(row["failed"] for row in table["arms"].values())
+    table["complete"] = not any(
+        row["failed"] or any("failed" in score for score in row["tests"].values()) for row in table["arms"].values()
+    )
     _keep(folder, table)
     write_comparison_report(folder)
     return table
 
 
 def _settings(config: ComparisonConfig) -> dict[str, Any]:
-    """A comparison's plain settings, of its arms and baselines those that decide the result."""
-    arms = {name: decisive(arm.as_dict()) for name, arm in config.arms.items()}
-    baselines = None if config.baselines is None else decisive(config.baselines.as_dict())
-    tests = {name: asdict(test) for name, test in config.tests.items()}
+    """A comparison's plain settings; of its arms and baselines those that decide the result."""
     return {
         "name": config.name,
         "images": config.images,
         "pretraining": asdict(config.pretraining),
-        "arms": arms,
-        "tests": tests,
-        "baselines": baselines,
+        "arms": {name: decisive(arm.as_dict()) for name, arm in config.arms.items()},
+        "tests": {name: asdict(test) for name, test in config.tests.items()},
+        "baselines": None if config.baselines is None else decisive(config.baselines.as_dict()),
     }
 
 
-def _begun(config: ComparisonConfig, folder: Path) -> dict[str, Any]:
-    """What an earlier start of the same comparison has measured."""
-    digest = config_hash(_settings(config))
+def _begun(config: ComparisonConfig) -> dict[str, Any]:
+    """What an earlier start has measured of the arms and tests that there are."""
+    arms: dict[str, Any] = {}
+    random_real: dict[str, Any] = {}
     try:
-        found = json.loads((folder / _RESULTS).read_bytes())
-        if found["config_hash"] == digest:
-            arms = {name: row for name, row in found["arms"].items() if isinstance(row["tests"], dict)}
-            return {**found, "arms": arms, "random_real": dict(found["random_real"])}
+        found = json.loads((config.folder / _RESULTS).read_bytes())
+        arms = {name: {"tests": dict(found["arms"][name]["tests"])} for name in config.arms if name in found["arms"]}
+        random_real = {ipc: dict(scores) for ipc, scores in found["random_real"].items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass  # there is none, or it is damaged
-    return {"name": config.name, "config_hash": digest, "complete": False, "arms": {}, "random_real": {}}
+    return {"name": config.name, "complete": False, "arms": arms, "random_real": random_real}
 
 
 def _keep(folder: Path, table: Mapping[str, Any]) -> None:
@@ -130,27 +124,44 @@ def _distil(arm: RunConfig, stop: Stop) -> str:
         The sentence that it failed with; empty where it did not.
 
     Raises:
+        ValueError: where another process is distilling it.
         Stopped: when asked to stop, after the arm has saved.
     """
+    folder = Path(arm.output) / arm.name
     if _finished(arm):
         return ""
-    options = Path(arm.output) / f"{arm.name}.yaml"
+    with held(folder):  # one that a killed comparison left alone would share the time of the next
+        pass
+    options = folder.with_suffix(".yaml")
     write_whole(options, yaml.safe_dump(arm.as_dict(), sort_keys=False).encode())
     command = [sys.executable, "-m", "fastdistill", "run", "--config", str(options)]
-    with stop.deferred(), subprocess.Popen(command, stderr=None, stdout=subprocess.DEVNULL) as process:
-        told = False
-        while True:
-            try:
-                code = process.wait(_POLL_S)
-                break
-            except subprocess.TimeoutExpired:
-                if stop.asked and not told:  # Ctrl-C reaches the arm by itself as well, SIGTERM does not
-                    told = True
-                    if stop.asked != "SIGINT":
-                        process.terminate()
+    # in a group of its own, so that a Ctrl-C reaches it once
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, process_group=0)
+    try:
+        with stop.deferred():
+            code = _waited(process, stop)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
     if stop.asked or code == _STOPPED:
         raise Stopped(stop.asked or "SIGTERM")
-    return "" if code == 0 else f"its process ended with {code}; what it said is above"
+    if code == 0:
+        return ""
+    ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return read_run(folder).failure or f"its process ended with {ended}: run it alone by --config {options}"
+
+
+def _waited(process: subprocess.Popen[bytes], stop: Stop) -> int:
+    """The exit code of a process, which is told to stop when we are."""
+    told = False
+    while True:
+        try:
+            return process.wait(_POLL_S)
+        except subprocess.TimeoutExpired:
+            if stop.asked and not told:
+                told = True
+                process.terminate()
 
 
 def _finished(arm: RunConfig) -> bool:
@@ -161,16 +172,39 @@ def _finished(arm: RunConfig) -> bool:
         return False
 
 
+def _test_all(config: ComparisonConfig, arm: RunConfig, table: dict[str, Any], progress: Silent) -> None:
+    """Puts an arm to all tests that its images have not been put to."""
+    tests = table["arms"][arm.name]["tests"]
+    folder = Path(arm.output) / arm.name
+    seen = hashlib.sha256(images_file(folder, config.images).read_bytes()).hexdigest()
+    if arm.threads:
+        torch.set_num_threads(arm.threads)
+    for name in [name for name in tests if name not in config.tests]:
+        del tests[name]
+    for name, test in config.tests.items():
+        digest = hashlib.sha256(json.dumps([seen, asdict(test), arm.seed], sort_keys=True).encode()).hexdigest()[:16]
+        if "failed" in (known := tests.get(name, {"failed": ""})) or known.get("of") != digest:
+            progress.say(f"{arm.name}: testing {name}")
+            try:
+                tests[name] = {**_test(config, arm, name, test, table, progress), "of": digest}
+            except (ValueError, RunFailed) as error:
+                tests[name] = {"failed": " ".join(str(error).split())}
+                progress.say(f"{arm.name}, {name} failed: {tests[name]['failed']}")
+            _keep(config.folder, table)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the next arm has the device to itself
+
+
 def _test(
-    config: ComparisonConfig, arm: RunConfig, title: str, test: TestConfig, table: dict[str, Any], progress: Silent
-) -> None:
-    """Puts an arm to a test, and random real images too where no other arm of as many images has been."""
+    config: ComparisonConfig, arm: RunConfig, name: str, test: TestConfig, table: dict[str, Any], progress: Silent
+) -> dict[str, Any]:
+    """Puts an arm to a test, and random real images too where no other arm that they stand for has been."""
     random_real = table["random_real"].setdefault(str(arm.ipc), {})
-    wanted = arm.evaluation.random_real and title not in random_real
-    progress.say(f"{arm.name}: testing {title}")
+    conditions = hashlib.sha256(json.dumps(asdict(test), sort_keys=True).encode()).hexdigest()[:16]
+    known = random_real.get(name, {}).get("of") == conditions
     evaluation, line = evaluate_run(
         Path(arm.output) / arm.name,
-        student={**test.student},
+        student={"initialization": "fresh", "pretrained": "", **test.student},
         students=test.students,
         protocol=test.protocol or None,
         epochs=test.epochs or None,
@@ -178,50 +212,12 @@ def _test(
         test_images=test.test_images,
         seed=arm.seed,
         device=arm.device,
-        random_real=wanted,
+        root=arm.data.root,
+        random_real=not known and config.alike(arm.ipc, name),
         progress=progress,
     )
-    common = {name: line[name] for name in ("protocol", "epochs", "steps")}
-    table["arms"][arm.name]["tests"][title] = {
-        "mean": evaluation.mean,
-        "std": evaluation.std,
-        "students": len(evaluation.per_student),
-        "seconds": evaluation.seconds,
-        **common,
-    }
+    kept = {key: line[key] for key in _KEPT if key in line} | {"students": len(evaluation.per_student)}
     if "random_real_mean" in line:
-        random_real[title] = {"mean": line["random_real_mean"], "std": line["random_real_std"], **common}
-
-
-def _pretrain(config: ComparisonConfig, progress: Silent) -> None:
-    """Trains networks on the real images of the first arm that begins with them and keeps one file of each."""
-    missing = [number for number in range(config.pretraining.networks) if not _network(config, number).exists()]
-    if not missing:
-        return
-    users = [arm for arm in config.arms.values() if arm.student.pretrained == str(config.pretrained)]
-    arm = (users or list(config.arms.values()))[0]
-    student = replace(arm.student, initialization="fresh", pretrained="")
-    data = load_source(arm.data.source, root=arm.data.root, download=arm.data.download, zca=arm.data.zca)
-    kept, _ = stratified_split(data.train.labels, arm.data.validation_fraction, arm.seed)
-    train = data.train.subset(kept).to(resolve_device(arm.device))
-    module = student_module(student, train.shape, train.num_classes)
-    if arm.threads:
-        torch.set_num_threads(arm.threads)
-    networks = train_feature_networks(
-        module,
-        train,
-        Training(epochs=config.pretraining.epochs),
-        count=config.pretraining.networks,
-        seed=arm.seed,
-        distribution=student.weights,
-        progress=progress,
-    )
-    layout = Layout.of(module)
-    for number, weights in enumerate(networks.weights):
-        tensors = {name: tensor.contiguous().cpu() for name, tensor in layout.views(weights).items()}
-        tensors |= {name: tensor[number].contiguous().cpu() for name, tensor in networks.buffers.items()}
-        write_whole(_network(config, number), save(tensors))
-
-
-def _network(config: ComparisonConfig, number: int) -> Path:
-    return config.pretrained / f"{number:02d}.safetensors"
+        beside = {"mean": line["random_real_mean"], "std": line["random_real_std"]}
+        random_real[name] = {**kept, **beside, "of": conditions}
+    return kept

@@ -24,7 +24,7 @@ _DATA, _EVALUATION = ("source", "root", "validation_fraction"), ("protocol",)
 def read_configuration(folder: Path) -> RunConfig:
     """The seed, the student, the data and the evaluation of a run, and its method if that learns steps of its own.
 
-    The numbers of runs and students are read where these are not fresh. The rest is the default.
+    The numbers of runs and students are read as well. The rest is the default.
 
     Raises:
         ValueError: naming the file, when it is missing, damaged or no run's configuration.
@@ -39,8 +39,7 @@ def read_configuration(folder: Path) -> RunConfig:
     try:
         values = of_kind(dict, plain_yaml(content.decode("utf-8")))
         seed, student = of_kind(int, _given(values, "seed")), _part(StudentConfig, values, "student", _STUDENT)
-        needed = () if student.initialization == "fresh" else ("runs", "students")
-        counts: dict[str, Any] = {name: of_kind(int, _given(values, name)) for name in needed}
+        counts: dict[str, Any] = {name: of_kind(int, _given(values, name)) for name in ("runs", "students")}
         return RunConfig(
             seed=seed,
             student=student,

@@ -29,6 +29,7 @@ from fastdistill.progress import Advance
 from fastdistill.report.board import open_board
 from fastdistill.synthetic.distilled import Distilled
 
+_DISTILL_PEAK = "mem/distill_peak_mb"
 LAST_FILE, BEST_FILE = "distilled.safetensors", "distilled-best.safetensors"
 
 
@@ -93,18 +94,18 @@ class Recorder:
         self._device = state.device
         self._metrics = MetricsLog(folder / "metrics.jsonl", state.step)
         self._board = open_board(folder, state.step)
-        self._begin = time.perf_counter() - elapsed_s
+        self._begin, self._read = time.perf_counter() - elapsed_s, elapsed_s
         self._tick, self._ticked = time.perf_counter(), state.step
         self._remark = ""
-        self._peak: float | None = None  # before the first selection, which may take more than a step
+        self._selected = False  # in this start
         self._values: dict[str, Tensor] = {}  # the newest of every name since the last line
         self._warns: Warns | None = method if isinstance(method, Warns) else None
         self._warned: set[str] = set()
 
-    @property
     def out_of_time(self) -> bool:
-        """Whether the run has distilled as long as it may."""
-        return bool(self._config.seconds) and self._elapsed() >= self._config.seconds
+        """Whether the run has distilled as long as it may, by the time that the next checkpoint keeps."""
+        self._read = self._elapsed()
+        return bool(self._config.seconds) and self._read >= self._config.seconds
 
     @property
     def whole(self) -> int:
@@ -163,7 +164,7 @@ class Recorder:
             self._best,
             self._plan,
             **self._hashes,
-            elapsed_s=self._elapsed(),
+            elapsed_s=self._read,
         )
         self._saved = state.step
 
@@ -198,7 +199,7 @@ class Recorder:
             "step_flops": flops,  # predicted, the mean of all steps
             "counted_flops": self._metrics.median("perf/step_flops"),  # of the first step of a start
             "flops_per_s": flops / step_s if step_s else None,
-            "distill_peak_mb": self._peak or peak,
+            "distill_peak_mb": self._metrics.highest(_DISTILL_PEAK) or peak,
             "peak_mb": peak,
             "predicted_distill_peak_mb": self._predicted.distilling / 1e6,
             "predicted_peak_mb": self._predicted.peak / 1e6,
@@ -291,12 +292,12 @@ class Recorder:
         return line["outer/loss"]
 
     def _select(self, state: State) -> None:
-        if self._peak is None:
-            self._peak = peak_memory_mb(self._device)
-        begin = time.perf_counter()
+        # a selection may take more than a step, so the peak of distilling is the one before the first
+        peak = {} if self._selected else {_DISTILL_PEAK: peak_memory_mb(self._device)}
+        self._selected, begin = True, time.perf_counter()
         score = self._judge.validate(state.learned)
         self._begin += time.perf_counter() - begin  # a selection is no distilling
-        values = {"validation/acc_mean": score.mean, "validation/acc_std": score.std}
+        values = {"validation/acc_mean": score.mean, "validation/acc_std": score.std, **peak}
         self._write(state.step, values)
         per_run = torch.tensor(score.per_student).view(self._config.runs, -1).mean(1)
         self._best = Best.choose(self._best, state, tuple(per_run.tolist()))

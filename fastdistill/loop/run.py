@@ -179,7 +179,7 @@ def _run(
     )
     # only now, so that settings which do not work out leave no folder that refuses their correction
     write_whole(folder / "config.yaml", yaml.safe_dump(config.as_dict(), sort_keys=False).encode())
-    _write_environment(folder)
+    write_environment(folder)
     recorder = Recorder(
         config,
         folder,
@@ -196,7 +196,7 @@ def _run(
         best=best,
     )
     steps, first = config.method.steps, state.step
-    over = state.step == steps or (state.step > 0 and recorder.out_of_time)
+    over = state.step == steps or (loaded is not None and recorder.out_of_time())
     end = steps if stop_after is None else min(steps, stop_after)
     title = "distilling, seconds" if config.seconds else "distilling"
     with progress.stage(title, recorder.whole, recorder.done(state.step)) as advance, stop.deferred():
@@ -208,7 +208,7 @@ def _run(
 
             plan, (following, found) = retrying(plan, attempt, progress.say)
             before, state = state, following
-            over = state.step == steps or recorder.out_of_time
+            over = recorder.out_of_time() or state.step == steps
             last = over or state.step == end or bool(stop.asked)
             recorder.after_step(before, state, found, plan, last=last, end=over, advance=advance)
         if stop.asked:
@@ -273,7 +273,7 @@ def _counted(step: Callable[[], tuple[State, Step]]) -> tuple[State, Step]:
     return state, replace(found, values={**found.values, "perf/step_flops": flops})
 
 
-def _write_environment(folder: Path) -> None:
+def write_environment(folder: Path) -> None:
     """Writes ``environment.json`` at the first start; a later start on something else is added to a list beside it."""
     described, path = describe_environment(), folder / "environment.json"
     try:

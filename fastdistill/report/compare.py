@@ -47,6 +47,7 @@ def write_comparison(
     *,
     title: str = "",
     scores: Table | None = None,
+    conditions: Sequence[str] = (),
     plots: Sequence[tuple[bytes, str]] = (),
 ) -> Path:
     """Writes a page that compares runs; it needs no network to be read.
@@ -58,7 +59,8 @@ def write_comparison(
         output: the page.
         title: of the page; by default how many runs it compares.
         scores: a table that stands above all.
-        plots: PNG files that stand below it, and what they show.
+        conditions: sentences below it.
+        plots: PNG files that stand below them, and what they show.
 
     Returns:
         The page's path.
@@ -76,6 +78,7 @@ def write_comparison(
         "compare.html",
         title=title or (f"Comparison of {len(runs)} runs" if len(runs) > 1 else runs[0][0]),
         scores=scores,
+        conditions=conditions,
         plots=plots,
         runs=runs,
         remarks=[(label, remark) for label, run in runs for remark in run.remarks],

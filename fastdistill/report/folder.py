@@ -71,8 +71,8 @@ class RunFolder:
     def _state(self) -> list[str]:
         if self.results.get("judged", self.arms):
             return []
-        if failure := self._failure():
-            return [f"Failed: {failure}"]
+        if self.failure:
+            return [f"Failed: {self.failure}"]
         if self.results:
             return ["Not judged: repeat the command of the run to test its images"]
         steps = part(self.config, "method").get("steps", "?")
@@ -83,7 +83,8 @@ class RunFolder:
             return [f"Failed: its last loss is not a finite number, {where}"]
         return [f"Unfinished: {where}"]
 
-    def _failure(self) -> str:
+    @property
+    def failure(self) -> str:
         """Why the run ended, where it has not gone on since."""
         last = max((i for i, record in enumerate(self.metrics) if "outer/loss" in record), default=-1)
         failures = [text for _, text in noted(self.metrics[last + 1 :]) if text.startswith(FAILED)]

@@ -5,12 +5,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
 from fastdistill.config import DataConfig, RunConfig, StudentConfig
+from fastdistill.derivatives.layout import Layout
 from fastdistill.loop.examination import examination, images_file, protocol_for
 from fastdistill.loop.run import run
 from fastdistill.method_configs import matching_recipe
 from fastdistill.progress import Silent
+from fastdistill.students.ensemble import student_module
 from fastdistill.synthetic.distilled import load_file
 from fastdistill.synthetic.schedule import Schedule
 
@@ -61,6 +64,41 @@ def test_images_with_steps_of_their_own_are_replayed_unless_told_otherwise(sched
 def test_the_files_of_a_run_are_named(folder):
     assert images_file(folder, "last") == folder / "distilled.safetensors"
     assert images_file(folder / "distilled.safetensors", "last") == folder / "distilled.safetensors"
+
+
+def test_fixed_and_pretrained_students_judge_where_they_are_asked_for(folder, tmp_path):
+    distilled, indices = load_file(folder), torch.arange(5)
+    plain = yaml.safe_load((folder / "config.yaml").read_text())
+    fixed = tmp_path / "fixed"
+    fixed.mkdir()
+    (fixed / "config.yaml").write_text(yaml.safe_dump({**plain, "students": 4}))
+    for seed in (0, 3):  # the run's, whatever the seed
+        test = examination(fixed, distilled, student={"initialization": "fixed"}, students=5, seed=seed, device="cpu")
+        weights, _ = test.born(indices)
+        assert len({tuple(row.tolist()) for row in weights}) == 4
+        assert torch.equal(weights[0], weights[4])
+        assert test.student.initialization == "fixed"
+    with_others = examination(
+        fixed, distilled, student={"initialization": "fixed", "width": 6}, students=1, device="cpu"
+    )
+    assert with_others.born(indices)[0].shape[1] > weights.shape[1]
+    layout = Layout.of(student_module(test.student, (1, 8, 8), 3))
+    for number in range(2):
+        tensors = layout.views(torch.full((layout.size,), float(number)))
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / f"{number}.safetensors")
+    asked = {"initialization": "pretrained", "pretrained": str(tmp_path)}
+    weights, _ = examination(fixed, distilled, student=asked, students=9, device="cpu").born(torch.arange(9))
+    assert set(weights.amax(1).tolist()) == {0.0, 1.0}
+    assert examination(fixed, distilled, student={}, students=1, device="cpu").born is None
+
+
+def test_some_test_images_are_spread_over_the_set(folder):
+    test = examination(folder, load_file(folder), student={}, students=1, device="cpu")
+    some = test.with_test_images(4)
+    places = [0, len(test.test) // 4, len(test.test) // 2, 3 * len(test.test) // 4]
+    assert torch.equal(some.test.images, test.test.images[places])
+    with pytest.raises(ValueError, match=r"expected 1 to \d+ test images, got 99: lower test_images"):
+        test.with_test_images(99)
 
 
 def test_the_same_students_judge_every_time(folder):
