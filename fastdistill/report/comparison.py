@@ -158,9 +158,12 @@ def _baseline(arm: Mapping[str, Any]) -> str:
 
 def _conditions(rows: Sequence[Row], tests: Mapping[str, Any], runs: Mapping[str, RunFolder]) -> list[str]:
     """How the columns were measured, and which arms' accuracies or times do not compare."""
-    said = [_measured("The first column", [row.own for row in rows if row.run is not None and row.own])]
-    arms = [row for row in rows if row.run is not None]
-    said += [_measured(name, [row.tests[name] for row in arms if name in row.tests]) for name in tests]
+    arms = [(row, row.run) for row in rows if row.run is not None]
+    said = [
+        _measured("The first column", [{"protocol": facts.protocol(run), **row.own} for row, run in arms if row.own])
+    ]
+    for name, settings in tests.items():
+        said.append(_measured(name, [{**settings, **row.tests[name]} for row, _ in arms if name in row.tests]))
     protocols = dict.fromkeys(facts.protocol(run) for run in runs.values())
     if len(protocols) > 1:
         said.append(f"Arms are judged by different protocols ({', '.join(protocols)}) and do not compare.")
