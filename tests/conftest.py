@@ -7,6 +7,12 @@ import pytest
 import torch
 
 
+def pytest_configure():
+    """One thread each for tests and what they start: workers that share the cores would starve each other by more."""
+    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(threads))
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request):
     if request.param == "cuda" and not torch.cuda.is_available():
