@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -150,6 +152,16 @@ def test_values_of_another_type_are_refused_with_the_arm(tmp_path, capsys):
 def test_a_file_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"a YAML file or the name of a comparison, got 'mnist-cp'.*mnist-cpu"):
         read_comparison("mnist-cp")
+
+
+def test_the_readmes_example_can_be_read(tmp_path):
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    path = tmp_path / "example.yaml"
+    path.write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    found = read_comparison(str(path))
+    assert list(found.arms) == ["matching-pixels", "matching-generator", "distribution"]
+    assert {arm.method.steps for arm in found.arms.values()} == {20_000}
+    assert {arm.seconds for arm in found.arms.values()} == {120.0}
 
 
 @pytest.mark.parametrize("name", comparisons())

@@ -143,7 +143,8 @@ def test_a_comparison_is_shown_with_its_table_plots_and_images(tmp_path):
     arm = make_run(folder / "arms" / "pixels", configuration("dc/mnist-1"), ("distilled (last)", 0.9012, 0.01))
     (arm / "images.png").write_bytes(PNG)
     (folder / "accuracy-time.png").write_bytes(PNG)
-    (folder / "config.yaml").write_text(yaml.safe_dump({"arms": {"pixels": {}}, "tests": {"mlp": {}}}))
+    settings = {"images": "last", "arms": {"pixels": {}}, "tests": {"mlp": {}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
     row = {"tests": {"mlp": {"mean": 0.5, "std": 0.02}}, "failed": ""}
     table = {"name": "mine", "arms": {"pixels": row}, "random_real": {}}
     (folder / "results.json").write_text(json.dumps(table))
