@@ -40,17 +40,17 @@ def test_what_a_run_wrote_is_read(tmp_path):
     assert read_configuration(tmp_path).data == CONFIG.data
 
 
-def test_runs_and_students_are_read_where_these_are_not_fresh(tmp_path):
+def test_runs_and_students_are_read(tmp_path):
     settings = replace(CONFIG, runs=3, students=2)
-    for student, found in (
-        (CONFIG.student, (1, 1)),
-        (replace(CONFIG.student, initialization="fixed"), (3, 2)),
-        (replace(CONFIG.student, initialization="pretrained", pretrained="pool"), (3, 2)),
+    for student in (
+        CONFIG.student,
+        replace(CONFIG.student, initialization="fixed"),
+        replace(CONFIG.student, initialization="pretrained", pretrained="pool"),
     ):
         content = yaml.safe_dump(replace(settings, student=student).as_dict())
         (tmp_path / "config.yaml").write_text(content)
         read = read_configuration(tmp_path)
-        assert (read.runs, read.students, read.student) == (*found, student)
+        assert (read.runs, read.students, read.student) == (3, 2, student)
     (tmp_path / "config.yaml").write_text(content.replace("runs: 3", "runs: many"))
     with pytest.raises(ValueError, match="'many' is no int"):
         read_configuration(tmp_path)
