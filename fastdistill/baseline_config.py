@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastdistill.checks import at_least, at_most, one_of
+from fastdistill.checks import at_least, at_most, folder_name, one_of
 from fastdistill.config import DEVICES, DataConfig, StudentConfig
 
 NEAREST, WHOLE = "nearest_neighbour", "whole_set"
@@ -80,8 +80,8 @@ class BaselineConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
-            raise ValueError(f"expected a name that is one folder name, got {self.name!r}: leave out slashes")
+        if self.name:
+            folder_name(self.name)
         for name in self.baselines:
             one_of("baselines", name, BASELINES)
         if len(set(self.baselines)) < len(self.baselines):

@@ -41,3 +41,9 @@ def positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"expected a positive, finite {name}, got {value}: raise it above zero")
+
+
+def folder_name(name: str) -> None:
+    """Refuses a name that is not one folder's."""
+    if not name or name in (".", "..") or any(sign in name for sign in "/\\\0"):
+        raise ValueError(f"expected a name that is one folder name, got {name!r}: leave out slashes")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdistill.baseline_config import BaselineConfig
-from fastdistill.checks import at_least, one_of
+from fastdistill.checks import at_least, folder_name, one_of
 from fastdistill.config import RunConfig, StudentConfig
 
 ARMS = "arms"  # the folder of the arms' runs
@@ -85,8 +85,7 @@ class ComparisonConfig:
     baselines: BaselineConfig | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
-            raise ValueError(f"expected a name that is one folder name, got {self.name!r}: leave out slashes")
+        folder_name(self.name)
         if not self.arms:
             raise ValueError("expected at least one arm, got none: write arms, a name and its options each")
         one_of("images", self.images, ("last", "best"))

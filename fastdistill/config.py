@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdistill.checks import at_least, at_most, one_of
+from fastdistill.checks import at_least, at_most, folder_name, one_of
 from fastdistill.generator_config import GeneratorConfig
 from fastdistill.method_configs import MatchingConfig, MethodConfig, TrajectoryConfig, UnrolledConfig
 
@@ -181,8 +181,7 @@ class RunConfig:
     max_masked_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if not self.name or self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
-            raise ValueError(f"expected a name that is one folder name, got {self.name!r}: leave out slashes")
+        folder_name(self.name)
         at_least(1, ipc=self.ipc, students=self.students, runs=self.runs)
         at_least(1, log_every=self.log_every, checkpoint_every=self.checkpoint_every)
         at_least(0, threads=self.threads, chunk=self.chunk, picture_every=self.picture_every, seed=self.seed)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastdistill.checks import at_least, at_most, one_of, positive
+from fastdistill.checks import at_least, at_most, folder_name, one_of, positive
 from fastdistill.config import DEVICES, DataConfig, StudentConfig
 from fastdistill.method_configs import AUGMENTATIONS
 
@@ -59,8 +59,8 @@ class ExpertsConfig:
     chunk: int = 0
 
     def __post_init__(self) -> None:
-        if self.name in (".", "..") or any(sign in self.name for sign in "/\\\0"):
-            raise ValueError(f"expected a name that is one folder name, got {self.name!r}: leave out slashes")
+        if self.name:
+            folder_name(self.name)
         at_least(1, count=self.count, epochs=self.epochs, batch=self.batch)
         at_least(0, weight_decay=self.weight_decay, threads=self.threads, chunk=self.chunk, seed=self.seed)
         at_most(2**63 - 1, seed=self.seed)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastdistill.checks import at_least, at_most, of_kind, one_of, positive
+from fastdistill.checks import at_least, at_most, folder_name, of_kind, one_of, positive
 
 
 def test_a_valid_name_passes_and_another_names_the_nearest() -> None:
@@ -40,3 +40,10 @@ def test_what_is_no_number_is_within_no_bound() -> None:
         with pytest.raises(ValueError, match=rf"^expected a positive, finite rate, got {value}: raise it above zero$"):
             positive(rate=value)
     positive(rate=1e-300)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\0b"])
+def test_names_that_are_not_one_folders_are_refused(name: str) -> None:
+    folder_name("a.b-c d")
+    with pytest.raises(ValueError, match=r"^expected a name that is one folder name, got .*: leave out slashes$"):
+        folder_name(name)

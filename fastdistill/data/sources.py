@@ -6,6 +6,7 @@ import difflib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from fastdistill.config import DataConfig
 from fastdistill.data.archive import read_archive
 from fastdistill.data.arrays import RawData, from_arrays, image_tensor, label_tensor
 from fastdistill.data.digits import read_digits
@@ -116,3 +117,8 @@ def _read(source: str, root: Path, *, download: bool) -> RawData:
         f"expected a data source out of {', '.join(NAMES)}, got {source!r}: "
         + (f"did you mean {' or '.join(nearest)}?" if nearest else "use one of these")
     )
+
+
+def load_configured(data: DataConfig) -> RealData:
+    """The real images of a configuration; raises as `load_source` does."""
+    return load_source(data.source, root=data.root, download=data.download, zca=data.zca)

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from fastdistill.baseline_config import LABELS, WHOLE, BaselineConfig
-from fastdistill.data.sources import RealData, load_source
+from fastdistill.data.sources import RealData, load_configured
 from fastdistill.data.split import stratified_split
 from fastdistill.data.store import ImageStore
 from fastdistill.evaluation.baselines import Baseline, judge_baselines
@@ -63,9 +63,7 @@ def _run(config: BaselineConfig, data: RealData | None, progress: Silent) -> Map
     sweep(folder)
     against = load(config.against) if config.against else None
     device = resolve_device(config.device)
-    data = data or load_source(
-        config.data.source, root=config.data.root, download=config.data.download, zca=config.data.zca
-    )
+    data = data or load_configured(config.data)
     table = {
         "name": folder.name,
         "architecture": config.student.architecture,

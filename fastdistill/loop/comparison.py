@@ -23,7 +23,7 @@ from fastdistill.loop.baseline import run_baselines
 from fastdistill.loop.evaluation import evaluate_run
 from fastdistill.loop.examination import images_file
 from fastdistill.loop.pretraining import pretrain
-from fastdistill.loop.run import config_hash, decisive, write_environment
+from fastdistill.loop.run import config_hash, decisive, results_of, write_environment
 from fastdistill.loop.stop import Stop
 from fastdistill.progress import Silent
 from fastdistill.report.comparison import write_comparison_report
@@ -128,7 +128,7 @@ def _distil(arm: RunConfig, stop: Stop) -> str:
         Stopped: when asked to stop, after the arm has saved.
     """
     folder = Path(arm.output) / arm.name
-    if _finished(arm):
+    if results_of(folder, config_hash(arm.as_dict())).get("complete"):
         return ""
     with held(folder):  # one that a killed comparison left alone would share the time of the next
         pass
@@ -162,14 +162,6 @@ def _waited(process: subprocess.Popen[bytes], stop: Stop) -> int:
             if stop.asked and not told:
                 told = True
                 process.terminate()
-
-
-def _finished(arm: RunConfig) -> bool:
-    try:
-        found = json.loads((Path(arm.output) / arm.name / _RESULTS).read_bytes())
-        return bool(found["complete"]) and found["config_hash"] == config_hash(arm.as_dict())
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
-        return False
 
 
 def _test_all(config: ComparisonConfig, arm: RunConfig, table: dict[str, Any], progress: Silent) -> None:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from fastdistill.data.sources import RealData, load_source
+from fastdistill.data.sources import RealData, load_configured
 from fastdistill.data.split import stratified_split
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.layout import Layout
@@ -78,9 +78,7 @@ def _train(
         shutil.rmtree(states, ignore_errors=True)  # where the process was killed in the middle of that
         progress.say(f"{folder} is finished already")
         return finished
-    data = data or load_source(
-        config.data.source, root=config.data.root, download=config.data.download, zca=config.data.zca
-    )
+    data = data or load_configured(config.data)
     digest, images_hash = config_hash(config.as_dict()), seen_hash(data, config.data.validation_fraction, config.seed)
     state = load_state(states, config_hash=digest, data_hash=images_hash)
     sizes = Sizes.of(data)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save
 
 from fastdistill.comparison_config import ComparisonConfig
-from fastdistill.data.sources import load_source
+from fastdistill.data.sources import load_configured
 from fastdistill.data.split import stratified_split
 from fastdistill.derivatives.layout import Layout
 from fastdistill.evaluation.feature_networks import train_feature_networks
@@ -31,7 +31,7 @@ def pretrain(config: ComparisonConfig, progress: Silent) -> None:
     users = [arm for arm in config.arms.values() if arm.student.pretrained == str(config.pretrained)]
     arm = (users or list(config.arms.values()))[0]
     student = replace(arm.student, initialization="fresh", pretrained="")
-    data = load_source(arm.data.source, root=arm.data.root, download=arm.data.download, zca=arm.data.zca)
+    data = load_configured(arm.data)
     kept, _ = stratified_split(data.train.labels, arm.data.validation_fraction, arm.seed)
     train = data.train.subset(kept).to(resolve_device(arm.device))
     module = student_module(student, train.shape, train.num_classes)

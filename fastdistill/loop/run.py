@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from fastdistill.config import RunConfig
-from fastdistill.data.sources import RealData, load_source
+from fastdistill.data.sources import RealData, load_configured
 from fastdistill.data.split import stratified_split
 from fastdistill.derivatives.flops import Counted
 from fastdistill.evaluation.arms import Judge
@@ -132,9 +132,7 @@ def _run(
     if judge and (finished := _finished(folder, digest, progress)) is not None:
         progress.say(f"{config.name} is finished already; fastdistill evaluate judges it again")
         return finished
-    data = data or load_source(
-        config.data.source, root=config.data.root, download=config.data.download, zca=config.data.zca
-    )
+    data = data or load_configured(config.data)
     learned_from = data_hash(data)
     if isinstance(config.method, TrajectoryConfig):  # before there is a folder, and not at the first step
         seen = seen_hash(data, config.data.validation_fraction, config.seed)
@@ -231,7 +229,7 @@ def _run(
     return result
 
 
-def _table(folder: Path, digest: str) -> dict[str, Any]:
+def results_of(folder: Path, digest: str) -> dict[str, Any]:
     """What ``results.json`` holds of this run; nothing where there is none, a damaged one or another run's."""
     try:
         table = json.loads((folder / "results.json").read_bytes())
@@ -243,7 +241,7 @@ def _table(folder: Path, digest: str) -> dict[str, Any]:
 
 def _finished(folder: Path, digest: str, progress: Silent) -> Result | None:
     """The result of a folder whose run has been judged and drawn."""
-    table = _table(folder, digest)
+    table = results_of(folder, digest)
     if not table.get("complete"):
         return None
     best = folder / BEST_FILE
@@ -261,7 +259,7 @@ def _finished(folder: Path, digest: str, progress: Silent) -> Result | None:
 
 def _arms(folder: Path, digest: str, learned_from: str) -> list[dict[str, Any]]:
     """The arms that an interrupted judgement of the same run on the same images has measured."""
-    table = _table(folder, digest)
+    table = results_of(folder, digest)
     return list(table["arms"]) if table.get("data_hash") == learned_from else []
 
 

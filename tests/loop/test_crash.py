@@ -175,7 +175,10 @@ def test_a_signal_outside_the_steps_stops_at_once_and_loses_nothing(tmp_path, mo
         time.sleep(5)
         pytest.fail("the signal was lost")
 
-    where = {"loading": "fastdistill.loop.run.load_source", "judging": "fastdistill.evaluation.arms.evaluate_images"}
+    where = {
+        "loading": "fastdistill.loop.run.load_configured",
+        "judging": "fastdistill.evaluation.arms.evaluate_images",
+    }
     with monkeypatch.context() as patch, stop.on_signals(), pytest.raises(Stopped, match="SIGTERM"):
         patch.setattr(where[phase], interrupt)
         run(replace(config, evaluation=EvaluationConfig(students=1)), stop=stop)

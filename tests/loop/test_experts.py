@@ -228,7 +228,7 @@ def test_finished_experts_are_left_alone(digits, tmp_path, monkeypatch):
     train_experts(config, digits)
     before = {path: path.stat().st_mtime_ns for path in config.folder.iterdir()}
     (config.folder / "checkpoints").mkdir()  # of a process killed while it removed them
-    monkeypatch.setattr("fastdistill.loop.experts.load_source", lambda *_, **__: pytest.fail("data were read"))
+    monkeypatch.setattr("fastdistill.loop.experts.load_configured", lambda *_, **__: pytest.fail("data were read"))
     heard = Heard()
     assert train_experts(config, progress=heard).count == COUNT
     assert heard.said == [f"{config.folder} is finished already"]
