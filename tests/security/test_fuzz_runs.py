@@ -19,7 +19,7 @@ from fastdistill.loop.checkpoint import load_checkpoint, save_checkpoint
 from fastdistill.loop.metrics import MetricsLog
 from fastdistill.loop.outer import State
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.run import _arms, _table, config_hash, refuse_another
+from fastdistill.loop.run import _arms, config_hash, refuse_another, results_of
 from fastdistill.options import check_file
 from fastdistill.report.folder import read_run
 from fastdistill.report.metrics import read_metrics
@@ -143,7 +143,7 @@ def test_what_a_start_reads_of_its_folder(tmp_path: Path) -> None:
     table = {"arms": [], "config_hash": digest, "data_hash": "d", "complete": True}
 
     def read(_: Path) -> None:
-        assert isinstance(_table(folder, digest), dict)
+        assert isinstance(results_of(folder, digest), dict)
         assert isinstance(_arms(folder, digest, "d"), list)
 
     fuzz(read, [json.dumps(table).encode()], folder / "results.json", refused=0)
