@@ -1,18 +1,21 @@
-"""Floating-point operations of convolutions and matrix products; what else a student does is not counted.
+"""What programs ask of a device: floating-point operations, operator calls, bytes.
 
-A multiplication and an addition are two. The formulas are torch's, but for the backward pass of convolutions: torch's
+Floating-point operations are those of convolutions and matrix products; what else a student does is not counted. A
+multiplication and an addition are two. The formulas are torch's, but for the backward pass of convolutions: torch's
 takes no notice of groups, and students batched by ``vmap`` are groups, so it counts their weight gradients ``S`` times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
@@ -58,20 +61,77 @@ def flops(operator: Any, arguments: Sequence[Any], named: Mapping[str, Any], res
     return 0 if formula is None else int(formula(*arguments, **named, out_val=result))
 
 
-class Counted(TorchDispatchMode):
-    """Counts those of all operators that run while it is entered; the operators themselves are not touched.
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a program asks of a device.
 
     Attributes:
-        flops: so far.
+        flops: floating-point operations.
+        dispatches: operators called, views among them; each takes the host some time.
+        launches: those of them that compute or copy something.
+        traffic: bytes that these read and write, each by itself: what no fusion and no cache saves anything of.
+    """
+
+    flops: int = 0
+    dispatches: int = 0
+    launches: int = 0
+    traffic: int = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            flops=self.flops + other.flops,
+            dispatches=self.dispatches + other.dispatches,
+            launches=self.launches + other.launches,
+            traffic=self.traffic + other.traffic,
+        )
+
+
+class Counted(TorchDispatchMode):
+    """Counts the work of all operators that run while it is entered; the operators themselves are not touched.
+
+    Compiled functions refuse to run meanwhile; count them as they are before they are compiled.
+
+    Attributes:
+        phases: by the innermost label that was open (`torch.profiler.record_function`), in the order of their first
+            operators; what no label was around is under the empty name.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = 0
+        self.phases: dict[str, Work] = {}
+        self._open: list[str] = []
+
+    @property
+    def work(self) -> Work:
+        """That of all phases."""
+        return sum(self.phases.values(), Work())
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.flops += flops(func, args, kwargs or {}, result)
+        if func.namespace == "profiler":
+            if "enter" in func.__name__:
+                self._open.append(args[0])
+            else:
+                self._open.pop()
+            return result
+        computes = not func.is_view
+        found = Work(
+            flops=flops(func, args, kwargs or {}, result),
+            dispatches=1,
+            launches=int(computes),
+            traffic=_bytes((args, kwargs, result)) if computes and not func.__name__.startswith(_ALLOCATING) else 0,
+        )
+        name = self._open[-1] if self._open else ""
+        self.phases[name] = self.phases.get(name, Work()) + found
         return result
+
+
+_ALLOCATING = ("empty", "new_empty")  # what they make is not written yet
+
+
+def _bytes(nest: Any) -> int:
+    """Of all tensors in a nest; of one that repeats what it holds, only what it holds."""
+    tensors = (leaf for leaf in tree_leaves(nest) if isinstance(leaf, Tensor))
+    return sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in tensors)

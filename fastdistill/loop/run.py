@@ -267,7 +267,7 @@ def _counted(step: Callable[[], tuple[State, Step]]) -> tuple[State, Step]:
     """A step, and among its values the operations that it took; counting slows the host down, so one step has to do."""
     with Counted() as counted:
         state, found = step()
-    flops = torch.tensor(counted.flops, dtype=torch.float64)
+    flops = torch.tensor(counted.work.flops, dtype=torch.float64)
     return state, replace(found, values={**found.values, "perf/step_flops": flops})
 
 

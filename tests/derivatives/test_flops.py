@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import conv2d
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdistill.derivatives.flops import Counted, convolution_backward
+from fastdistill.derivatives.flops import Counted, Work, convolution_backward
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.memory import Ledger, trace
 from fastdistill.derivatives.plan import Batching, Path
@@ -103,4 +103,30 @@ def test_counting_a_program_leaves_its_bits_alone():
     expected = program()
     with Counted() as counted:
         assert torch.equal(program(), expected)
-    assert counted.flops == ledger_counts(program) > 0
+    assert counted.work.flops == ledger_counts(program) > 0
+
+
+def test_work_is_that_of_the_innermost_label():
+    a, b = torch.ones(4, 6), torch.ones(6, 2)
+    with Counted() as counted:
+        c = a @ b
+        with torch.profiler.record_function("outer"):
+            c = c.t()
+            with torch.profiler.record_function("inner"):
+                d = c + 1
+            torch.empty(1000)
+        assert d.shape == (2, 4)
+    assert counted.phases == {
+        "": Work(flops=2 * 4 * 6 * 2, dispatches=1, launches=1, traffic=4 * (4 * 6 + 6 * 2 + 4 * 2)),
+        # a view moves nothing, an allocation neither
+        "outer": Work(dispatches=2, launches=1),
+        "inner": Work(dispatches=1, launches=1, traffic=4 * (8 + 8)),
+    }
+    assert counted.work == Work(flops=96, dispatches=4, launches=3, traffic=176 + 64)
+
+
+def test_a_repeated_tensor_moves_what_it_holds():
+    row = torch.ones(1, 8).expand(100, 8)
+    with Counted() as counted:
+        row.sum()
+    assert counted.work.traffic == 4 * 8 + 4
