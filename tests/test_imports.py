@@ -48,6 +48,7 @@ ROOMS = {
     "failures": set(),
     "draws": set(),
     "files": set(),
+    "phases": set(),
     "progress": set(),
     "weight_norm": set(),
 }
@@ -63,6 +64,7 @@ NEUTRAL = {
     "failures",
     "files",
     "parser",
+    "phases",
     "progress",
     "weight_norm",
 }

@@ -29,6 +29,7 @@ from torch import Tensor
 from fastdistill.derivatives.functional import Buffers, Functional, Products
 from fastdistill.derivatives.inner import Cotangents, StepAdjoint
 from fastdistill.derivatives.trajectory import Steps, Trajectory
+from fastdistill.phases import TRAINING, phase
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
 Pull = Callable[[int, Tensor, Tensor | None], None]
@@ -330,9 +331,10 @@ def _backwards(
         begin, end = row * keep, min((row + 1) * keep, len(steps))
         weights, state = trajectory.weights_at(row), trajectory.state_at(row)
         passed = [(weights, state)]
-        for step in range(begin, end - 1):
-            weights, state, _, _ = _train(primitive, weights, state, buffers, batch, steps, step)
-            passed.append((weights, state))
+        with phase(TRAINING):  # a second time
+            for step in range(begin, end - 1):
+                weights, state, _, _ = _train(primitive, weights, state, buffers, batch, steps, step)
+                passed.append((weights, state))
         new_state = trajectory.state_at(row + 1)
         for step in reversed(range(begin, end)):
             weights, state = passed.pop()

@@ -16,6 +16,7 @@ from torch.func import vjp
 
 from fastdistill.loop.outer import Method, Warns
 from fastdistill.methods.outer_gradient import OuterGradient
+from fastdistill.phases import GENERATOR, phase
 from fastdistill.students.ensemble import Students
 from fastdistill.synthetic.generator import NOISE, PREFIX, Generator
 
@@ -39,7 +40,8 @@ class Shown(Mapping[str, Tensor]):
 
     @cached_property
     def _images(self) -> Tensor:
-        return self._generator.images(self._own, self._step)
+        with phase(GENERATOR):
+            return self._generator.images(self._own, self._step)
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor of a name."""
@@ -127,10 +129,13 @@ class Decoded:
     def gradient(self, learned: Learned, students: Students, step: int) -> OuterGradient:
         """See `Method`; gradients in the generator's parameters and noise, and in what else is learned."""
         own, others = _split(learned)
-        images, pull = images_and_pull(self.generator, own, step)
+        with phase(GENERATOR):
+            images, pull = images_and_pull(self.generator, own, step)
         found = self.method.gradient({"images": images, **others}, students, step)
         gradients = dict(found.gradients)
-        return replace(found, gradients={**pull(gradients.pop("images")), **gradients})
+        with phase(GENERATOR):
+            pulled = pull(gradients.pop("images"))
+        return replace(found, gradients={**pulled, **gradients})
 
     def advance(self, learned: Learned, students: Students, step: int) -> Students | None:
         """See `Method`."""

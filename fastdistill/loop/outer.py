@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdistill.loop.descent import Descent, Named
 from fastdistill.methods.outer_gradient import OuterGradient
+from fastdistill.phases import FRESH, UPDATE, phase
 from fastdistill.students.ensemble import Students
 
 
@@ -144,10 +145,15 @@ def outer_step(method: Method, descent: Descent, state: State, *, masked_share: 
         state: before the step.
         masked_share: largest share of a run's students that may be non-finite for the update to take place.
     """
-    students = method.prepare(state.learned, state.students or method.fresh(state.step), state.step)
+    students = state.students
+    if students is None:
+        with phase(FRESH):
+            students = method.fresh(state.step)
+    students = method.prepare(state.learned, students, state.step)
     found = method.gradient(state.learned, students, state.step)
     finite, count = found.finite, found.finite.sum()
-    learned, moments = descent.step(state.learned, found.gradients, state.moments, state.step)
+    with phase(UPDATE):
+        learned, moments = descent.step(state.learned, found.gradients, state.moments, state.step)
     # the share is of each run's own students, so that a run fares among others as it would alone
     per_run = finite.view(state.runs, -1)
     few = (per_run.shape[1] - per_run.sum(1) <= masked_share * per_run.shape[1]).all()

@@ -47,6 +47,7 @@ from fastdistill.methods.unrolled import (
     learning_rates,
     momenta,
 )
+from fastdistill.phases import AUGMENTATION, phase
 from fastdistill.students.ensemble import Ensemble, student_module
 from fastdistill.students.experts import Experts
 from fastdistill.synthetic.distilled import Distilled
@@ -257,8 +258,6 @@ def _of_any_class(
     def augmented(images: Tensor, step: int, students: Tensor) -> Tensor:
         if name == PAD_CROP_FLIP:
             return pad_crop_flip(images, seed=config.seed, step=step, students=students)
-        if not strategy.operations:
-            return images
         draw = dsa.draw_per_image(
             strategy, seed=config.seed, step=step, students=students, images=batch, purpose=Purpose.AUGMENTATION
         )
@@ -266,7 +265,11 @@ def _of_any_class(
 
     def sample(step: int, students: Tensor) -> tuple[Tensor, Tensor]:
         chosen = class_batches(every, seed=config.seed, step=step, students=students, batch=batch)[:, 0]
-        return augmented(train.batch(chosen, plan.torch_dtype), step, students), train.labels[chosen]
+        images = train.batch(chosen, plan.torch_dtype)
+        if name == "none":
+            return images, train.labels[chosen]
+        with phase(AUGMENTATION):
+            return augmented(images, step, students), train.labels[chosen]
 
     return sample
 

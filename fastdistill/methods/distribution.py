@@ -22,6 +22,7 @@ from fastdistill.method_configs import DistributionConfig
 from fastdistill.methods.matching import Sample
 from fastdistill.methods.outer_gradient import OuterGradient, pulled
 from fastdistill.methods.siamese import Siamese
+from fastdistill.phases import DATA, MATCH, REAL_FEATURES, SYNTHETIC_FEATURES, SYNTHETIC_GRADIENT, phase
 from fastdistill.students.ensemble import Ensemble, Students
 
 
@@ -48,9 +49,15 @@ def distribution_cotangent(
     Returns:
         The loss ``[S]``, summed over classes, and the cotangent ``[S, C, M, D, H, W]`` of each student's own loss.
     """
-    target = embeddings.real.means(weights, buffers, real)
-    apart = embeddings.synthetic.means(weights, buffers, synthetic) - target
-    return apart.square().sum((1, 2)), embeddings.synthetic.pull(weights, buffers, synthetic, 2 * apart)
+    with phase(REAL_FEATURES):
+        target = embeddings.real.means(weights, buffers, real)
+    with phase(SYNTHETIC_FEATURES):
+        apart = embeddings.synthetic.means(weights, buffers, synthetic)
+    with phase(MATCH):
+        apart = apart - target
+        loss, vector = apart.square().sum((1, 2)), 2 * apart
+    with phase(SYNTHETIC_GRADIENT):
+        return loss, embeddings.synthetic.pull(weights, buffers, synthetic, vector)
 
 
 class DistributionMatching:
@@ -136,4 +143,5 @@ class DistributionMatching:
 
     def _real(self, indices: Tensor, step: int) -> Tensor:
         """Real images ``[S, C, B, D, H, W]``."""
-        return self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch).images
+        with phase(DATA):
+            return self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch).images

@@ -39,6 +39,7 @@ from fastdistill.methods.inner_batches import InnerBatches
 from fastdistill.methods.inner_training import inner_optimizer, one_hot_labels, refuse_buffers, shown
 from fastdistill.methods.outer_gradient import OuterGradient, gathered, runs_of
 from fastdistill.methods.primitives import Primitives
+from fastdistill.phases import DATA, REAL_GRADIENTS, SECOND_ORDER, TRAINING, phase
 from fastdistill.students.ensemble import Ensemble, Students
 
 # (outer step, students [S]) to real images [S, B, D, H, W] and labels [S, B]
@@ -84,11 +85,13 @@ def hypergradient(
     Raises:
         ValueError: for shapes that do not fit together, or ``labels`` of class indices.
     """
-    outer = primitives.real.value_and_gradient(weights, {}, real[0].unsqueeze(1), real[1].unsqueeze(1))
-    found = solve(outer.gradient[:, 0])
-    products = primitives.synthetic.products(
-        weights, {}, *_grouped(*synthetic), found.solution[:, None], wanted=("images",) + ("labels",) * labels
-    )
+    with phase(REAL_GRADIENTS):
+        outer = primitives.real.value_and_gradient(weights, {}, real[0].unsqueeze(1), real[1].unsqueeze(1))
+    with phase(SECOND_ORDER):
+        found = solve(outer.gradient[:, 0])
+        products = primitives.synthetic.products(
+            weights, {}, *_grouped(*synthetic), found.solution[:, None], wanted=("images",) + ("labels",) * labels
+        )
     assert products.images is not None
     sound = found.finite.view(-1, 1, 1, 1, 1)
     return Hypergradient(
@@ -199,14 +202,15 @@ class Implicit:
         weights, states = [], []
         for start in range(0, len(students.indices), self._chunk):
             part = students.some(slice(start, start + self._chunk))
-            trained, state = advance(
-                self._primitives.synthetic,
-                part.weights,
-                part.buffers,
-                _always(self._batches(learned, part.indices, start, step)(0)),
-                self._steps(learned, len(part.indices), step),
-                state=_state(part),
-            )
+            with phase(TRAINING):
+                trained, state = advance(
+                    self._primitives.synthetic,
+                    part.weights,
+                    part.buffers,
+                    _always(self._batches(learned, part.indices, start, step)(0)),
+                    self._steps(learned, len(part.indices), step),
+                    state=_state(part),
+                )
             weights.append(trained)
             states.append(state.transpose(0, 1))
         carried = {name: value for name, value in students.carried.items() if name != "optimizer"}
@@ -226,21 +230,24 @@ class Implicit:
         eigenvalues: list[Tensor] = []
 
         def cotangents(part: Students, start: int) -> tuple[dict[str, Tensor], Tensor]:
-            batches = self._batches(learned, part.indices, start, step)
-            seen = batches(0)
+            with phase(DATA):
+                batches = self._batches(learned, part.indices, start, step)
+                seen = batches(0)
             apply = curvature(self._config, self._primitives.synthetic, part.weights, *seen)
             if estimates_eigenvalue(self._config, step):
-                eigenvalues.append(self._eigenvalue(apply, part, step))
+                with phase(SECOND_ORDER):
+                    eigenvalues.append(self._eigenvalue(apply, part, step))
             found = hypergradient(
                 self._primitives,
                 part.weights,
                 seen,
-                self._real(step, part.indices),
+                self._sampled(step, part.indices),
                 solver(self._config, apply, part.carried.get("solution")),
                 labels=self._config.learn_labels,
             )
             systems.append(found.solution)
-            batches.pull(0, found.images, found.labels)
+            with phase(DATA):
+                batches.pull(0, found.images, found.labels)
             return self._with_penalty(learned, batches.found, found.loss, start)
 
         found = gathered(learned, students, self._chunk, self._per_run, cotangents)
@@ -306,6 +313,11 @@ class Implicit:
     def _runs(self, start: int, count: int) -> Tensor:
         """The run of each of some students, ``[S]``."""
         return torch.arange(start, start + count, device=self._indices.device) // self._per_run
+
+    def _sampled(self, step: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The real images of some students at a step."""
+        with phase(DATA):
+            return self._real(step, indices)
 
     def _with_penalty(
         self, learned: Mapping[str, Tensor], cotangents: dict[str, Tensor], loss: Tensor, start: int

@@ -21,6 +21,7 @@ from fastdistill.method_configs import MatchingConfig
 from fastdistill.methods.outer_gradient import OuterGradient, pulled
 from fastdistill.methods.primitives import Primitives
 from fastdistill.methods.siamese import Siamese
+from fastdistill.phases import DATA, MATCH, REAL_GRADIENTS, SECOND_ORDER, SYNTHETIC_GRADIENT, TRAINING, phase
 from fastdistill.students.ensemble import Ensemble, Students
 from fastdistill.students.training import Training, image_fetch, train_students
 from fastdistill_kernels import RowTable, match
@@ -92,12 +93,16 @@ def matching_cotangent(
     shape = synthetic.images.shape[-5:]
     if not matching.per_class:
         real, synthetic = real.pooled(), synthetic.pooled()
-    target = real_primitive.value_and_gradient(weights, buffers, real.images, real.labels).gradient
-    gradient = synthetic_primitive.value_and_gradient(weights, buffers, synthetic.images, synthetic.labels).gradient
-    distance, vector = match(gradient, target, matching.table, matching.distance)
-    products = synthetic_primitive.products(
-        weights, buffers, synthetic.images, synthetic.labels, vector, wanted=("images",)
-    )
+    with phase(REAL_GRADIENTS):
+        target = real_primitive.value_and_gradient(weights, buffers, real.images, real.labels).gradient
+    with phase(SYNTHETIC_GRADIENT):
+        gradient = synthetic_primitive.value_and_gradient(weights, buffers, synthetic.images, synthetic.labels).gradient
+    with phase(MATCH):
+        distance, vector = match(gradient, target, matching.table, matching.distance)
+    with phase(SECOND_ORDER):
+        products = synthetic_primitive.products(
+            weights, buffers, synthetic.images, synthetic.labels, vector, wanted=("images",)
+        )
     assert products.images is not None
     return distance.sum(1), products.images.reshape(weights.shape[0], *shape)
 
@@ -156,12 +161,14 @@ class GradientMatching:
         seen: list[dict[str, Tensor]] = []
         for start in range(0, len(students.indices), self._chunk):
             part = students.some(slice(start, start + self._chunk))
-            batch = self._sample(Purpose.NORM_STATISTICS, step, part.indices, _NORM_BATCH).pooled()
-            seen.append(
-                self._primitives.training.value_and_gradient(
-                    part.weights, part.buffers, batch.images, batch.labels, training=True
-                ).buffers
-            )
+            with phase(DATA):
+                batch = self._sample(Purpose.NORM_STATISTICS, step, part.indices, _NORM_BATCH).pooled()
+            with phase(REAL_GRADIENTS):
+                seen.append(
+                    self._primitives.training.value_and_gradient(
+                        part.weights, part.buffers, batch.images, batch.labels, training=True
+                    ).buffers
+                )
         buffers = {name: torch.cat([part[name] for part in seen]) for name in students.buffers}
         return Students(indices=students.indices, weights=students.weights, buffers=buffers)
 
@@ -192,7 +199,8 @@ class GradientMatching:
         return pulled(images, students, self._chunk, self._per_run, matched)
 
     def _real(self, indices: Tensor, step: int, draw: dsa.Draw | None) -> Batch:
-        real = self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch)
+        with phase(DATA):
+            real = self._sample(Purpose.REAL_BATCH, step, indices, self._config.real_batch)
         return Batch(images=self._siamese.seen(real.images, draw), labels=real.labels)
 
     def locate(self, learned: Mapping[str, Tensor], students: Students, step: int, student: int) -> str:
@@ -233,21 +241,22 @@ class GradientMatching:
             )
             return dsa.augment(batch, self.strategy, draw)
 
-        weights, buffers = train_students(
-            self._primitives.training,
-            students.weights,
-            students.buffers,
-            image_fetch(own, labels),
-            len(labels),
-            Training(
-                epochs=config.inner_loop,
-                learning_rate=config.inner_learning_rate,
-                momentum=config.inner_momentum,
-                batch=config.inner_batch,
-            ),
-            seed=self._seed,
-            students=indices,
-            first_epoch=step * config.inner_loop,
-            augment=augment if self.strategy.operations else None,
-        )
+        with phase(TRAINING):
+            weights, buffers = train_students(
+                self._primitives.training,
+                students.weights,
+                students.buffers,
+                image_fetch(own, labels),
+                len(labels),
+                Training(
+                    epochs=config.inner_loop,
+                    learning_rate=config.inner_learning_rate,
+                    momentum=config.inner_momentum,
+                    batch=config.inner_batch,
+                ),
+                seed=self._seed,
+                students=indices,
+                first_epoch=step * config.inner_loop,
+                augment=augment if self.strategy.operations else None,
+            )
         return Students(indices=indices, weights=weights, buffers=buffers)

@@ -15,6 +15,7 @@ from torch.func import vjp
 
 from fastdistill.augmentation import dsa
 from fastdistill.methods.outer_gradient import runs_of
+from fastdistill.phases import AUGMENTATION, phase
 
 
 class Siamese:
@@ -34,11 +35,15 @@ class Siamese:
         """What the students of global ``indices [S]`` draw at an outer step; None where nothing is augmented."""
         if not self._strategy.operations:
             return None
-        return dsa.draw_siamese(self._strategy, seed=self._seed, step=step, students=indices, groups=self._classes)
+        with phase(AUGMENTATION):
+            return dsa.draw_siamese(self._strategy, seed=self._seed, step=step, students=indices, groups=self._classes)
 
     def seen(self, images: Tensor, draw: dsa.Draw | None) -> Tensor:
         """Images ``[S, C, n, D, H, W]`` under a draw."""
-        return images if draw is None else dsa.augment(images, self._strategy, draw)
+        if draw is None:
+            return images
+        with phase(AUGMENTATION):
+            return dsa.augment(images, self._strategy, draw)
 
     def synthetic(
         self, images: Tensor, start: int, count: int, draw: dsa.Draw | None
@@ -62,7 +67,14 @@ class Siamese:
         def view(images: Tensor) -> Tensor:
             runs = runs_of(start, count, self._per_run)
             own = torch.cat([images[run].expand(students, *images.shape[1:]) for run, students in runs])
-            return self.seen(own, draw)
+            return own if draw is None else dsa.augment(own, self._strategy, draw)
 
-        pulled = vjp(view, images)
-        return pulled[0], lambda cotangent: pulled[1](cotangent)[0]
+        with phase(AUGMENTATION):
+            pulled = vjp(view, images)
+
+        def back(cotangent: Tensor) -> Tensor:
+            with phase(AUGMENTATION):
+                found: Tensor = pulled[1](cotangent)[0]
+                return found
+
+        return pulled[0], back

@@ -28,6 +28,7 @@ from fastdistill.methods.inner_batches import InnerBatches
 from fastdistill.methods.inner_training import first_nonfinite_step, one_hot_labels, refuse_buffers, shown
 from fastdistill.methods.outer_gradient import OuterGradient, gathered, runs_of
 from fastdistill.methods.primitives import Primitives
+from fastdistill.phases import DATA, MATCH, SECOND_ORDER, TRAINING, phase
 from fastdistill.students.ensemble import Ensemble, Students
 
 
@@ -260,17 +261,21 @@ class TrajectoryMatching:
         """Derivatives of each student's own loss, by name ``[S, ...]``, that of the rate ``[S, 1]``, and that loss."""
         config, primitive = self._config, self._primitive
         target = self._target(students, start, step)
-        batches, steps = self._inner(learned, students.indices, target, start, step)
+        with phase(DATA):  # which image in which step, and the labels that the target gives them
+            batches, steps = self._inner(learned, students.indices, target, start, step)
         storage = torch.bfloat16 if config.storage == "bfloat16" else None
-        trajectory = unroll(
-            primitive, students.weights, students.buffers, batches, steps, keep=config.keep, storage=storage
-        )
-        loss, slope = trajectory_loss(trajectory.weights, students.weights, target)
+        with phase(TRAINING):
+            trajectory = unroll(
+                primitive, students.weights, students.buffers, batches, steps, keep=config.keep, storage=storage
+            )
+        with phase(MATCH):
+            loss, slope = trajectory_loss(trajectory.weights, students.weights, target)
         soft = config.labels == "learned"
-        if config.gradient == "tesla":
-            rates = first_order(primitive, trajectory, batches, slope, batches.pull, labels=soft)
-        else:
-            rates = adjoint(primitive, trajectory, batches, slope, batches.pull, labels=soft).rates
+        with phase(SECOND_ORDER):
+            if config.gradient == "tesla":
+                rates = first_order(primitive, trajectory, batches, slope, batches.pull, labels=soft)
+            else:
+                rates = adjoint(primitive, trajectory, batches, slope, batches.pull, labels=soft).rates
         found = batches.found
         if config.halved:
             found = {name: value / 2 for name, value in found.items()}
@@ -280,7 +285,8 @@ class TrajectoryMatching:
     def _expert(self, numbers: Tensor, step: int, *, later: int) -> Tensor:
         """Weights ``[S, P]`` of some students' experts, some epochs after these begin."""
         experts, epochs = followed(self._config, self._experts.count, seed=self._seed, step=step, students=numbers)
-        return self._experts.at(experts, epochs + later, dtype=self._dtype, device=self._indices.device)
+        with phase(DATA):
+            return self._experts.at(experts, epochs + later, dtype=self._dtype, device=self._indices.device)
 
     def _target(self, students: Students, start: int, step: int) -> Tensor:
         """Where the experts of some students were when these have trained, ``[S, P]``."""

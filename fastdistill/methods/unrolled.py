@@ -31,6 +31,7 @@ from fastdistill.methods.inner_training import (
 )
 from fastdistill.methods.outer_gradient import OuterGradient, gathered, runs_of
 from fastdistill.methods.primitives import Primitives
+from fastdistill.phases import DATA, REAL_GRADIENTS, SECOND_ORDER, TRAINING, phase
 from fastdistill.students.ensemble import Ensemble, Students
 
 # (outer step, students [S]) to real images [S, B, D, H, W] and labels [S, B]
@@ -206,16 +207,19 @@ class Unrolled:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Derivatives of each student's own outer loss, by name ``[S, ...]``, and that loss ``[S]``."""
         config, synthetic = self._config, self._primitives.synthetic
-        batches, steps = self._inner(learned, students.indices, start, step)
+        with phase(DATA):  # which image in which step
+            batches, steps = self._inner(learned, students.indices, start, step)
         begin, end = window(config, step, seed=self._seed)
         born = birth(config, step)
         before, inside = steps.split(end)[0].split(born)[1].split(begin - born)
-        weights, state = advance(synthetic, students.weights, students.buffers, batches, before)
         storage = torch.bfloat16 if config.storage == "bfloat16" else None
-        trajectory = unroll(
-            synthetic, weights, students.buffers, batches, inside, state=state, keep=config.keep, storage=storage
-        )
-        images, labels = self._real(step, students.indices)
+        with phase(TRAINING):
+            weights, state = advance(synthetic, students.weights, students.buffers, batches, before)
+            trajectory = unroll(
+                synthetic, weights, students.buffers, batches, inside, state=state, keep=config.keep, storage=storage
+            )
+        with phase(DATA):
+            images, labels = self._real(step, students.indices)
         points = 1  # outer losses, of equal weight
         if config.intermediate_every:
             points += (end - begin - 1) // config.intermediate_every
@@ -223,9 +227,10 @@ class Unrolled:
 
         def outer(weights: Tensor, buffers: Buffers) -> Slope:
             nonlocal total
-            found = self._primitives.real.value_and_gradient(
-                weights, buffers, images.unsqueeze(1), labels.unsqueeze(1), of_buffers=bool(buffers)
-            )
+            with phase(REAL_GRADIENTS):
+                found = self._primitives.real.value_and_gradient(
+                    weights, buffers, images.unsqueeze(1), labels.unsqueeze(1), of_buffers=bool(buffers)
+                )
             total = total + found.loss[:, 0] / points
             return Slope(
                 found.gradient[:, 0] / points,
@@ -236,15 +241,17 @@ class Unrolled:
             passed = number - begin
             return outer(weights, buffers) if passed % config.intermediate_every == 0 else None
 
-        slopes = adjoint(
-            synthetic,
-            trajectory,
-            batches,
-            outer(trajectory.weights, trajectory.buffers),
-            batches.pull,
-            labels=config.learn_labels,
-            intermediate=intermediate if config.intermediate_every else None,
-        )
+        slope = outer(trajectory.weights, trajectory.buffers)
+        with phase(SECOND_ORDER):
+            slopes = adjoint(
+                synthetic,
+                trajectory,
+                batches,
+                slope,
+                batches.pull,
+                labels=config.learn_labels,
+                intermediate=intermediate if config.intermediate_every else None,
+            )
         found = batches.found
         runs = self._runs(start, len(students.indices))
         if config.learn_rates:
