@@ -23,10 +23,10 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, call in candidates.items():
-            _synchronize(device)
+            synchronize(device)
             begin = time.perf_counter()
             call()
-            _synchronize(device)
+            synchronize(device)
             seconds[name].append(time.perf_counter() - begin)
     return seconds
 
@@ -55,6 +55,7 @@ def write_results(path: str, name: str, rows: list[dict[str, Any]], device: torc
     Path(path).write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits for a device's queue."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

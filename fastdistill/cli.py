@@ -50,11 +50,13 @@ Distils a training set into a handful of synthetic images.
   fastdistill sample RUN --num_images N    draw labelled images from the generator of a finished run
   fastdistill experts [PRESET] [options]   train experts for trajectory matching
   fastdistill baseline [PRESET] [options]  judge coresets and other baselines: what distilled images have to beat
+  fastdistill bench [options]              in a checkout: benchmarks, and whether anything has become worse
   fastdistill presets                      list the presets
   fastdistill env                          describe this machine, for reports
 
 `fastdistill VERB --help` lists the options of a verb. --debug shows the traceback of what went wrong.
-Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped and saved: repeat the command to go on, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 stopped and saved: repeat the command to go on, 130 interrupted;
+of bench also 3 something is worse, 4 nothing to compare with.
 """
 
 
@@ -62,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 wrong usage, 75 stopped early and resumable, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 wrong usage, 75 stopped early and resumable, 130 interrupted; of bench also
+        3 something is worse, 4 nothing to compare with.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -79,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": _compare,
         "experts": _experts,
         "baseline": _baseline,
+        "bench": _bench,
         "presets": _presets,
         "env": _env,
     }
@@ -281,6 +285,12 @@ def _baseline(words: list[str]) -> int:
         results = run_baselines(config, progress=Talkative())
     show_baselines(results, config.folder)
     return DONE
+
+
+def _bench(words: list[str]) -> int:
+    from fastdistill.checkout import run_bench
+
+    return run_bench(words, Path.cwd())
 
 
 def _presets(words: list[str]) -> int:

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "fastdistill"
 # a room may import the rooms on its right; the neutral ones may be imported by all
 ROOMS = {
     "cli": {
+        "checkout",
         "comparison_file",
         "options",
         "api",
@@ -37,6 +38,7 @@ ROOMS = {
     "derivatives": set(),
     "comparison_file": {"options"},
     "options": set(),
+    "checkout": set(),
     "parser": set(),
     "comparison_config": set(),
     "baseline_config": set(),
@@ -118,7 +120,9 @@ def test_no_pickle_is_read():
             assert given == {safe[0]: safe[1]}, f"{path}:{node.lineno}"
 
 
-@pytest.mark.parametrize("module", ["fastdistill.api", "fastdistill.loop.run", "fastdistill_kernels", "bench.step"])
+@pytest.mark.parametrize(
+    "module", ["fastdistill.api", "fastdistill.loop.run", "fastdistill_kernels", "bench.workloads"]
+)
 def test_only_the_command_line_needs_its_library(module):
     code = f"import sys; sys.modules['jsonargparse'] = None; import {module}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)

@@ -121,14 +121,24 @@ class Counted(TorchDispatchMode):
             flops=flops(func, args, kwargs or {}, result),
             dispatches=1,
             launches=int(computes),
-            traffic=_bytes((args, kwargs, result)) if computes and not func.__name__.startswith(_ALLOCATING) else 0,
+            traffic=_traffic(func, args, kwargs or {}, result) if computes else 0,
         )
         name = self._open[-1] if self._open else ""
         self.phases[name] = self.phases.get(name, Work()) + found
         return result
 
 
-_ALLOCATING = ("empty", "new_empty")  # what they make is not written yet
+_ALLOCATING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}  # not written yet
+_PICKING = {"index", "index_select", "gather", "embedding"}  # of their first tensor they read what they give
+
+
+def _traffic(operator: Any, arguments: Sequence[Any], named: Mapping[str, Any], result: Any) -> int:
+    """Bytes that one call reads and writes."""
+    name = operator.overloadpacket.__name__
+    if name in _ALLOCATING:
+        return 0
+    read = (result, *arguments[1:]) if name in _PICKING else arguments
+    return _bytes((read, named, result))
 
 
 def _bytes(nest: Any) -> int:

@@ -8,8 +8,8 @@ from statistics import median
 
 import torch
 
-from bench.reliability import guarding, save_seconds, start_seconds
-from bench.step import engine_step, random_store
+from bench.problems import DIGITS
+from bench.reliability import guarding, save_seconds, small_step, start_seconds
 from bench.timing import interleaved
 
 
@@ -29,6 +29,6 @@ def test_help_takes_at_most_300_ms_and_the_import_200_ms():
 def test_the_guard_takes_at_most_1_percent_of_a_step():
     """Of the smallest step there is: one narrow student on digits."""
     cpu = torch.device("cpu")
-    step, _ = engine_step(random_store(1, 8, 64), "digits-1, width 16", 1, cpu)
-    found = interleaved({"step": step, "guard": guarding(1, torch.randn(1, 10, 1, 1, 8, 8))}, device=cpu, repeats=15)
+    calls = {"step": small_step(DIGITS, 1), "guard": guarding(1, torch.randn(1, 10, 1, 1, 8, 8))}
+    found = interleaved(calls, device=cpu, repeats=15)
     assert median(found["guard"]) <= 0.01 * median(found["step"])

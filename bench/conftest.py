@@ -1,0 +1,98 @@
+"""The options of ``pytest bench``, what it records of the machine, and the table that it ends with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from bench.cases import Case
+from bench.machine import describe_machine
+from bench.table import as_lines, rows_of
+from bench.workloads import all_cases
+
+_MACHINE = pytest.StashKey[Mapping[str, Any]]()
+_FOUND = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the options."""
+    group = parser.getgroup("fastdistill")
+    group.addoption("--set", default="full", choices=("short", "full"), help="short is what CI runs (default: full)")
+    group.addoption(
+        "--only", nargs="+", default=[], help="parts of the names of what is run, any of them (default: all)"
+    )
+    group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the steps run (default: cpu)")
+    group.addoption("--threads", type=int, default=0, help="CPU threads (default: one for each core that is allowed)")
+    group.addoption("--budget", type=float, default=2.0, help="seconds of timed rounds per benchmark (default: 2)")
+    group.addoption("--memory", action="store_true", help="measure peak memory too; on a CPU in a process for each")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Pins the threads and measures the machine before anything else runs."""
+    if config.option.collectonly:
+        return
+    threads = config.option.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
+    config.option.benchmark_quiet = True  # its table knows no ratios
+    config.stash[_MACHINE] = describe_machine(torch.device(config.option.device))
+    config.stash[_FOUND] = []
+
+
+def selected(config: pytest.Config) -> list[Case]:
+    """The cases that the options choose."""
+    option = config.option
+    return [
+        case
+        for case in all_cases().values()
+        if (option.set == "full" or case.short)
+        and (option.device == "cuda" or (not case.cuda and case.precision == "float32"))
+        and (not option.only or any(part in case.name for part in option.only))
+    ]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """One benchmark for every case that is chosen."""
+    if "case" in metafunc.fixturenames:
+        found = selected(metafunc.config)
+        metafunc.parametrize("case", found, ids=[case.name for case in found])
+
+
+@pytest.fixture(autouse=True)
+def _alone() -> Iterator[None]:
+    """Every benchmark compiles for itself, and leaves no memory to the next one."""
+    yield
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the steps run."""
+    return torch.device(request.config.option.device)
+
+
+@pytest.fixture
+def keep(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """Takes what the last table shows."""
+    found: list[dict[str, Any]] = request.config.stash[_FOUND]
+    return found
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Adds versions, hardware, threads and peaks; the machine's name is nobody's business."""
+    machine_info.pop("node", None)
+    machine_info["fastdistill"] = config.stash[_MACHINE]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One table of everything that was measured."""
+    found = config.stash.get(_FOUND, [])
+    if found:
+        terminalreporter.section("benchmarks")
+        for line in as_lines(rows_of(found, config.stash[_MACHINE])):
+            terminalreporter.write_line(line)

@@ -1,0 +1,90 @@
+"""Every case as a pytest-benchmark: counted, timed in rounds that alternate with the textbook's, and measured.
+
+The group is the problem. ``extra_info`` has what pytest-benchmark does not know: the case, its counters
+(`bench.counters`), its speed-up over the textbook (the median over rounds of the ratio within a round, per student),
+how long the first step took (compilation in it), and its peak memory where asked for.
+"""
+
+from __future__ import annotations
+
+import time
+from math import ceil
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+from bench.cases import Case, Step, computing
+from bench.counters import count
+from bench.timing import synchronize
+from bench.worker import peak_bytes
+from bench.workloads import all_cases
+
+_LEAST, _MOST = 3, 50  # rounds
+_ROOT = Path(__file__).parent.parent
+
+
+def test_step(
+    case: Case, device: torch.device, benchmark: Any, keep: list[dict[str, Any]], request: pytest.FixtureRequest
+) -> None:
+    """Measures one case."""
+    option = request.config.option
+    step = case.make(device)
+    with computing(case.precision, device):
+        begin = time.perf_counter()
+        counters = count(case, step)
+        first = time.perf_counter() - begin
+        expected = _seconds(step, device)
+    textbook, beside = _textbook(case, device)
+    if textbook is not None:
+        expected += _seconds(textbook, device)
+
+    def before() -> None:
+        if textbook is not None:
+            with computing(all_cases()[case.yardstick].precision, device):
+                beside.append(_seconds(textbook, device))
+        synchronize(device)
+
+    def timed() -> None:
+        with computing(case.precision, device):
+            step()
+            synchronize(device)
+
+    beside.clear()
+    rounds = min(_MOST, max(_LEAST, ceil(option.budget / max(expected, 1e-6))))
+    benchmark.group = f"{case.group}/{case.problem}"
+    benchmark.pedantic(timed, setup=before, rounds=rounds, iterations=1)
+    taken = benchmark.stats.stats.data
+    found = {
+        "case": case.name,
+        "engine": case.engine,
+        "precision": case.precision,
+        "students": case.students,
+        "images": case.images,
+        "counters": counters.as_dict(),
+        "first_s": first,
+    }
+    if beside:
+        ratios = [case.students * ours / theirs for ours, theirs in zip(beside, taken, strict=True)]
+        found |= {"speedup": median(ratios), "speedup_least": min(ratios)}
+    if option.memory:
+        found["peak_memory"] = peak_bytes(case.name, root=_ROOT, device=device.type, threads=torch.get_num_threads())
+    benchmark.extra_info.update(found)
+    keep.append({**found, "median_s": median(taken), "min_s": min(taken), "rounds": rounds})
+
+
+def _seconds(step: Step, device: torch.device) -> float:
+    synchronize(device)
+    begin = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _textbook(case: Case, device: torch.device) -> tuple[Step | None, list[float]]:
+    """The textbook's step of the same problem, for any case but that itself."""
+    if case.name == case.yardstick:
+        return None, []
+    return all_cases()[case.yardstick].make(device), []

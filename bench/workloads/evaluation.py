@@ -1,0 +1,89 @@
+"""Evaluation: fresh networks trained on a distilled set and tested, all at once against one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from bench.cases import Case, Step, family
+from bench.naive.evaluation import train_and_test
+from bench.problems import CLASSES, DIGITS, Problem
+from fastdistill.evaluation.evaluate import evaluate_students
+from fastdistill.evaluation.protocols import protocol
+from fastdistill.students.ensemble import student_module
+from fastdistill.students.training import image_fetch
+
+GROUP = "evaluation"
+MIDDLE = Problem(name="mnist", shape=(1, 28, 28), width=32)
+WIDE = Problem(name="cifar10", shape=(3, 32, 32), width=128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """Of an evaluation.
+
+    Attributes:
+        ipc: distilled images of each class.
+        epochs: passes over them, one batch each, and one more, as the protocol ``dc`` counts.
+    """
+
+    ipc: int
+    epochs: int
+
+
+LENGTHS = {"digits": Length(ipc=1, epochs=30), "mnist": Length(ipc=10, epochs=15), "cifar10": Length(ipc=10, epochs=30)}
+
+
+def _set(problem: Problem, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    ipc = LENGTHS[problem.name].ipc
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(CLASSES * ipc, *problem.shape, generator=generator).to(device)
+    return images, torch.arange(CLASSES, device=device).repeat_interleave(ipc)
+
+
+def naive(problem: Problem, device: torch.device) -> Step:
+    """The textbook's training and test of one network."""
+    images, labels = _set(problem, device)
+    store = problem.store(device)
+    test = store.batch(torch.arange(len(store), device=device))
+    generator = torch.Generator(device).manual_seed(0)
+
+    def step() -> object:
+        network = problem.network().to(device)
+        epochs = LENGTHS[problem.name].epochs
+        return train_and_test(network, images, labels, test, store.labels, epochs, generator=generator)
+
+    return step
+
+
+def engine(problem: Problem, students: int, _primitive: str, device: torch.device) -> Step:
+    """The engine's training and test of ``S`` networks."""
+    images, labels = _set(problem, device)
+    store = problem.store(device)
+    module = student_module(problem.student, problem.shape, CLASSES)
+    # the schedule of DC without its augmentation, which is for MNIST alone
+    judged = protocol("dc", dataset="cifar10", architecture="convnet", norm="instance")
+    judged = judged.with_epochs(LENGTHS[problem.name].epochs)
+    indices = torch.arange(students, device=device)
+    fetch = image_fetch(images, labels)
+    return lambda: evaluate_students(module, fetch, len(images), store, judged, students=indices, seed=0)
+
+
+def cases() -> list[Case]:
+    """All of this workload."""
+    found = []
+    for problem in (DIGITS, MIDDLE, WIDE):
+        length, small = LENGTHS[problem.name], problem.name == "digits"
+        found += family(
+            GROUP,
+            problem.name,
+            images=(length.epochs + 1) * CLASSES * length.ipc + CLASSES * problem.per_class,
+            naive=partial(naive, problem),
+            engine=partial(engine, problem),
+            students=(1, 4, 16, 64) if small else (1, 4, 20),
+            short=(16,) if small else (),
+            cpu=0 if problem is WIDE else 64,
+        )
+    return found

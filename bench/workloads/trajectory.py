@@ -1,0 +1,109 @@
+"""Trajectory matching: one update by where a training ends, exact (Cazenavette et al. 2022) or TESLA (Cui et al.)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bench.cases import Case, Step, family
+from bench.naive.trajectory import mtt, tesla
+from bench.naive.unrolled import Training
+from bench.problems import CLASSES, DIGITS, PRIMITIVES, Problem, engine_step, fresh_weights
+from fastdistill.derivatives.layout import Layout
+from fastdistill.method_configs import TrajectoryConfig
+from fastdistill.students.ensemble import student_module
+
+GROUP = "trajectory"
+_RATE, _NEAR = 0.01, 0.01
+CIFAR10 = Problem(name="cifar10", shape=(3, 32, 32), width=128)
+LENGTHS = {"digits": (1, 10), "cifar10": (10, 10)}  # images a class, steps
+
+
+class RandomExperts:
+    """Experts whose weights are random, near one another from epoch to epoch.
+
+    Args:
+        problem: gives the architecture.
+    """
+
+    count, epochs = 4, 3
+
+    def __init__(self, problem: Problem) -> None:
+        layout = Layout.of(student_module(problem.student, problem.shape, CLASSES))
+        generator = torch.Generator().manual_seed(0)
+        start = 0.05 * torch.randn(self.count, layout.size, generator=generator)
+        ways = _NEAR * torch.randn(self.count, self.epochs, layout.size, generator=generator)
+        padding = layout.flatten({name: torch.ones(shape) for name, shape in layout.shapes.items()})
+        self._weights = torch.stack([start, *(start + way for way in ways.cumsum(1).unbind(1))], dim=1) * padding
+
+    def at(self, experts: Tensor, epochs: Tensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Weights ``[S, P]`` of experts int64 ``[S]`` after epochs int64 ``[S]``."""
+        return self._weights[experts, epochs].to(device, dtype)
+
+
+def naive(method: str, problem: Problem, device: torch.device) -> Step:
+    """The textbook's update for one student, then SGD on images and step size."""
+    ipc, steps = LENGTHS[problem.name]
+    generator = torch.Generator(device).manual_seed(0)
+    images = torch.randn(CLASSES * ipc, *problem.shape, generator=generator, device=device)
+    labels = torch.arange(CLASSES, device=device).repeat_interleave(ipc)
+    rate = torch.tensor(_RATE, device=device)
+    start = fresh_weights(problem.network().to(device))
+    target = {
+        name: value + _NEAR * torch.randn(value.shape, generator=generator, device=device)
+        for name, value in start.items()
+    }
+    optimizer = torch.optim.SGD([images, rate], lr=1e-4, momentum=0.5)
+    gradient = mtt if method == "mtt" else tesla
+    training = Training(net=problem.network().to(device), batches=[slice(None)] * steps)
+
+    def step() -> object:
+        value, gradients = gradient(training, start, target, images, labels, rate)
+        images.grad, rate.grad = gradients["images"], gradients["step_size"]
+        optimizer.step()
+        return value
+
+    return step
+
+
+def engine(method: str, problem: Problem, students: int, primitive: str, device: torch.device) -> Step:
+    """The engine's outer step."""
+    ipc, steps = LENGTHS[problem.name]
+    recipe = TrajectoryConfig(
+        inner_steps=steps,
+        expert_epochs=1,
+        gradient="exact" if method == "mtt" else "tesla",
+        augmentation="none",
+        start="noise",
+        inner_learning_rate=_RATE,
+    )
+    return engine_step(
+        problem,
+        recipe,
+        device,
+        students=students,
+        ipc=ipc,
+        primitive=PRIMITIVES[primitive],
+        experts=RandomExperts(problem),
+    )
+
+
+def cases() -> list[Case]:
+    """All of this workload."""
+    found = []
+    for method, problem in (("mtt", DIGITS), ("tesla", DIGITS), ("mtt", CIFAR10), ("tesla", CIFAR10)):
+        (ipc, steps), small = LENGTHS[problem.name], problem.name == "digits"
+        found += family(
+            GROUP,
+            f"{method}-{problem.name}",
+            images=steps * CLASSES * ipc,
+            naive=partial(naive, method, problem),
+            engine=partial(engine, method, problem),
+            students=(1, 4, 16, 64) if small else (1, 4, 16),
+            short=(16,) if small else (),
+            compiled=(16,) if small else (),
+            cpu=64 if small else 0,
+        )
+    return found
