@@ -17,6 +17,7 @@ from typing import Any
 from bench.counters import Counters
 
 DONE, REGRESSION, NO_BASELINE = 0, 3, 4
+COMMITTED = Path(__file__).parent / "baseline.json"
 _SLACK = 0.7  # of a measured speed-up is the bound that is written; shared machines move by as much
 Found = Mapping[str, Any]
 

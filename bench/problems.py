@@ -60,7 +60,9 @@ class Problem:
         channels, height, width = self.shape
         if self.architecture == "convnet":
             return ConvNet(channels, CLASSES, width=self.width, depth=self.depth, image_size=height)
-        return build_student(self.architecture, channels=channels, height=height, width=width, num_classes=CLASSES)
+        return build_student(
+            self.architecture, channels=channels, height=height, width=width, num_classes=CLASSES, device="cpu"
+        )
 
     def store(self, device: torch.device) -> ImageStore:
         """Random real images."""

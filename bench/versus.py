@@ -79,7 +79,7 @@ def worktree(root: Path, revision: str) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base"
-        command = ["git", "-C", str(root), "worktree", "add", "--detach", str(path), revision]
+        command = ["git", "-C", str(root), "worktree", "add", "--detach", str(path), "--end-of-options", revision]
         made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
             raise FileNotFoundError(f"expected a revision of this checkout, got {revision!r}: {made.stderr.strip()}")
