@@ -9,13 +9,12 @@ Peak memory is that of a fresh process, less what it held before the computation
 where its graph fits and drawn out as a line from there. Times are of one process, interleaved.
 
 Run ``python -m bench.unrolled --out bench/results/cpu/unrolled``; ``--parts memory`` or ``time`` measures only that,
-cells of memory that the file has already are kept unless ``--anew``; ``--quick`` is a small workload that tests it all.
+cells of memory that the file has already are kept unless ``--anew``; ``--workload quick`` is small and tests it all.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from torch.nn.functional import softplus
 from bench.naive.convnet import ConvNet
 from bench.naive.trajectory import mtt
 from bench.naive.unrolled import Training, Weights, hypergradient, inverse_softplus
+from bench.peak import peak_beyond
 from bench.timing import interleaved, matmul_gflops, paired_ratio
 from fastdistill.config import StudentConfig
 from fastdistill.derivatives import plan
@@ -41,17 +41,12 @@ from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.inner import SGD
 from fastdistill.derivatives.trajectory import Steps, Trajectory, trajectory_bytes
 from fastdistill.derivatives.unroll import adjoint, unroll
-from fastdistill.loop.environment import (
-    describe_environment,
-    peak_memory_mb,
-    release_freed_memory,
-    resident_memory,
-)
+from fastdistill.loop.environment import describe_environment
 from fastdistill.students.ensemble import student_module
 
 CPU = torch.device("cpu")
 METHODS, PROGRAMS, PARTS = ("dd", "mtt"), ("engine", "textbook"), ("memory", "time")
-_CLASSES, _RATE = 10, 0.01
+_RATE = 0.01
 Found = tuple[Tensor, dict[str, Tensor]]
 
 
@@ -63,7 +58,8 @@ class Workload:
         width: of the ConvNet.
         depth: of the ConvNet.
         side: ``H`` and ``W``; images have three channels.
-        per_class: synthetic images of each of ten classes.
+        per_class: synthetic images of each class.
+        classes: how many.
         real: images of the real batch of ``dd``.
         engine: ``T`` of the engine's memory; the last shows whether it is flat.
         textbook: ``T`` of the textbook's memory, which its line goes through.
@@ -75,6 +71,7 @@ class Workload:
     depth: int
     side: int
     per_class: int
+    classes: int = 10
     real: int
     engine: tuple[int, ...]
     textbook: tuple[int, ...]
@@ -96,6 +93,20 @@ FULL = Workload(
 QUICK = Workload(
     width=32, depth=2, side=16, per_class=4, real=40, engine=(10, 20), textbook=(5, 10), compared=10, extrapolated=20
 )
+# the setting of trajectory matching on CIFAR-100 with 10 images a class: 1000 images in each of 20 steps; a GPU's
+CIFAR100 = Workload(
+    width=128,
+    depth=3,
+    side=32,
+    per_class=10,
+    classes=100,
+    real=256,
+    engine=(2, 20, 40),
+    textbook=(1, 2),
+    compared=2,
+    extrapolated=20,
+)
+WORKLOADS = {"full": FULL, "quick": QUICK, "cifar100": CIFAR100}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,23 +139,26 @@ class Problem:
         return self.images.new_full((self.steps,), inverse_softplus(_RATE))
 
 
-def make_problem(sizes: Workload, steps: int, dtype: torch.dtype = torch.float32) -> Problem:
+def make_problem(
+    sizes: Workload, steps: int, dtype: torch.dtype = torch.float32, device: torch.device = CPU
+) -> Problem:
     """Random images and weights: neither memory nor time depends on what they are."""
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> tuple[Tensor, Tensor]:
         drawn = torch.randn(count, 3, sizes.side, sizes.side, generator=generator, dtype=dtype)
-        return drawn, torch.arange(count) % _CLASSES
+        return drawn.to(device), torch.arange(count, device=device) % sizes.classes
 
-    net = ConvNet(3, _CLASSES, width=sizes.width, depth=sizes.depth, image_size=sizes.side).to(dtype)
+    net = ConvNet(3, sizes.classes, width=sizes.width, depth=sizes.depth, image_size=sizes.side).to(dtype)
     weights, target = {}, {}
     for name, parameter in net.named_parameters():
         weights[name] = 0.05 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
         target[name] = weights[name] + 0.005 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
-    synthetic, labels = images(_CLASSES * sizes.per_class)
+    weights, target = ({name: value.to(device) for name, value in part.items()} for part in (weights, target))
+    synthetic, labels = images(sizes.classes * sizes.per_class)
     real_images, real_labels = images(sizes.real)
     return Problem(
-        net=net,
+        net=net.to(device),
         weights=weights,
         target=target,
         images=synthetic,
@@ -177,11 +191,11 @@ class Engine:
 
     def __init__(self, problem: Problem, sizes: Workload, method: str, piece: int = 0) -> None:
         self._problem, shape = problem, (3, sizes.side, sizes.side)
-        module = student_module(StudentConfig(width=sizes.width, depth=sizes.depth), shape, _CLASSES)
+        module = student_module(StudentConfig(width=sizes.width, depth=sizes.depth), shape, sizes.classes)
         cost = plan.forward_cost(module, shape)
 
         def primitive(images: Tensor) -> Functional:
-            chosen = plan.choose_batching(cost, CPU, students=1, groups=1, images=len(images))
+            chosen = plan.choose_batching(cost, images.device, students=1, groups=1, images=len(images))
             return Functional(module, plan.Batching(path=plan.Path.LOOP, piece=piece, students=1) if piece else chosen)
 
         self.synthetic, self.real = primitive(problem.images), primitive(problem.real_images)
@@ -232,30 +246,30 @@ class Engine:
         return away.square().sum() / scale, {"images": images, "step_size": rates.sum()}
 
 
-def measure_memory(sizes: Workload, method: str, program: str, steps: int) -> dict[str, Any]:
+def measure_memory(
+    sizes: Workload, method: str, program: str, steps: int, device: torch.device = CPU
+) -> dict[str, Any]:
     """Peak memory of one computation in this process, which should be fresh, in bytes."""
-    problem = make_problem(sizes, steps)
+    problem = make_problem(sizes, steps, device=device)
     call = textbook(problem, method) if program == "textbook" else Engine(problem, sizes, method)
-    release_freed_memory()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of the imports is none of ours; Linux forgets it
-    before = resident_memory()
-    value, _ = call()
-    row = {"method": method, "program": program, "steps": steps, "before": before, "value": float(value)}
-    row["peak"] = round(peak_memory_mb(CPU) * 1e6) - before
+    found: list[Tensor] = []
+    peak = peak_beyond(lambda: found.append(call()[0]), device)
+    row: dict[str, Any] = {"method": method, "program": program, "steps": steps, "value": float(found[0]), "peak": peak}
     if isinstance(call, Engine):
         size = call.synthetic.layout.size
         row |= {"plan": asdict(call.synthetic.batching), "stored": trajectory_bytes(SGD(), steps, 1, size)}
     return row
 
 
-def measure_time(sizes: Workload, method: str, pieces: Sequence[int], repeats: int) -> dict[str, Any]:
+def measure_time(
+    sizes: Workload, method: str, pieces: Sequence[int], repeats: int, device: torch.device = CPU
+) -> dict[str, Any]:
     """Seconds of both sides, of the engine also with pieces of given sizes, and how many times the textbook's."""
-    problem = make_problem(sizes, sizes.compared)
+    problem = make_problem(sizes, sizes.compared, device=device)
     calls: dict[str, Callable[[], Any]] = {"textbook": textbook(problem, method)}
     calls["engine"] = chosen = Engine(problem, sizes, method)
     calls |= {f"engine, pieces of {piece}": Engine(problem, sizes, method, piece) for piece in pieces}
-    seconds = interleaved(calls, device=CPU, repeats=repeats)
+    seconds = interleaved(calls, device=device, repeats=repeats)
     return {
         "method": method,
         "steps": sizes.compared,
@@ -327,10 +341,10 @@ def write(out: Path, sizes: Workload, content: dict[str, Any]) -> None:
     out.with_suffix(".md").write_text(as_markdown(sizes, content))
 
 
-def in_fresh_process(sizes: Workload, method: str, program: str, steps: int) -> dict[str, Any]:
+def in_fresh_process(sizes: Workload, method: str, program: str, steps: int, device: str) -> dict[str, Any]:
     """`measure_memory` in a process of its own."""
     cell = json.dumps({"sizes": asdict(sizes), "method": method, "program": program, "steps": steps})
-    command = [sys.executable, "-m", "bench.unrolled", "--out", "-", "--child", cell]
+    command = [sys.executable, "-m", "bench.unrolled", "--out", "-", "--device", device, "--child", cell]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"expected a figure for {cell}, got {done.stderr}: look at the last line")
@@ -342,7 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and writes; every cell of memory as soon as it is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="path of the results without .json and .md")
-    parser.add_argument("--quick", action="store_true", help="a small workload")
+    parser.add_argument("--workload", choices=tuple(WORKLOADS), default="full")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--anew", action="store_true", help="measure cells of memory that are there already")
@@ -352,11 +367,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    device = torch.device(options.device)
     if options.child:
         cell = json.loads(options.child)
-        print(json.dumps(measure_memory(Workload(**cell.pop("sizes")), **cell)))
+        print(json.dumps(measure_memory(Workload(**cell.pop("sizes")), **cell, device=device)))
         return
-    sizes, out = QUICK if options.quick else FULL, Path(options.out)
+    sizes, out = WORKLOADS[options.workload], Path(options.out)
     file = out.with_suffix(".json")
     content = json.loads(file.read_text()) if file.exists() else {}
     content |= {"benchmark": "gradients through a training, see bench/unrolled.py", "workload": asdict(sizes)}
@@ -368,15 +384,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 cell = (method, program, steps)
                 others = [row for row in memory["rows"] if (row["method"], row["program"], row["steps"]) != cell]
                 if options.anew or len(others) == len(memory["rows"]):
-                    memory["rows"] = [*others, in_fresh_process(sizes, *cell)]
+                    memory["rows"] = [*others, in_fresh_process(sizes, *cell, options.device)]
                     print(memory["rows"][-1], flush=True)
                     write(out, sizes, content)
     if "time" in options.parts:
         kept = [row for row in content.get("time", {}).get("rows", []) if row["method"] not in options.methods]
         time = content["time"] = {"rows": kept, "environment": describe_environment()}
-        time["matmul_2048_float32_gflops"] = round(matmul_gflops(CPU), 1)
+        time["matmul_2048_float32_gflops"] = round(matmul_gflops(device), 1)
         for method in options.methods:
-            kept.append(measure_time(sizes, method, options.pieces, options.repeats))
+            kept.append(measure_time(sizes, method, options.pieces, options.repeats, device))
             print(kept[-1], flush=True)
             write(out, sizes, content)
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from bench.cases import Case, Step, computing
+from bench.peak import peak_beyond
 from bench.timing import synchronize
 from bench.workloads import all_cases
-from fastdistill.loop.environment import peak_memory_mb, release_freed_memory, resident_memory
 
 
 class Worker:
@@ -61,16 +61,13 @@ class Worker:
 
     def _memory(self, case: Case) -> int:
         """Most bytes of two steps beyond what is held before them; on the CPU those of this whole process."""
-        step, cuda = case.make(self._device), self._device.type == "cuda"
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(self._device)
-            before = torch.cuda.memory_allocated(self._device)
-        else:
-            release_freed_memory()
-            before = resident_memory()
-        for _ in range(2):
-            self._seconds(case, step)
-        return max(0, round(peak_memory_mb(self._device) * 1e6) - before)
+        step = case.make(self._device)
+
+        def twice() -> None:
+            for _ in range(2):
+                self._seconds(case, step)
+
+        return peak_beyond(twice, self._device)
 
 
 def start(root: Path, *, device: str, threads: int) -> subprocess.Popen[str]:

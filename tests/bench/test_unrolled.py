@@ -27,7 +27,7 @@ def test_both_sides_give_the_same_value_and_gradients(method, piece):
 
 def test_the_peak_grows_with_the_steps_by_no_more_than_the_stored_weights(tmp_path):
     out = tmp_path / "unrolled"
-    quick = ["--quick", "--methods", "dd", "--repeats", "1", "--pieces", "20", "--out", str(out)]
+    quick = ["--workload", "quick", "--methods", "dd", "--repeats", "1", "--pieces", "20", "--out", str(out)]
     main(quick)
     content = json.loads(out.with_suffix(".json").read_text())
     peaks = {(row["program"], row["steps"]): row for row in content["memory"]["rows"]}
