@@ -24,6 +24,7 @@ from fastdistill.options import (
     parse_evaluate,
     parse_experts,
     parse_export,
+    parse_profile,
     parse_run,
     parse_sample,
     plain_parser,
@@ -50,6 +51,7 @@ Distils a training set into a handful of synthetic images.
   fastdistill sample RUN --num_images N    draw labelled images from the generator of a finished run
   fastdistill experts [PRESET] [options]   train experts for trajectory matching
   fastdistill baseline [PRESET] [options]  judge coresets and other baselines: what distilled images have to beat
+  fastdistill profile [PRESET] [options]   measure the phases of a step and throughput against students
   fastdistill presets                      list the presets
   fastdistill env                          describe this machine, for reports
 
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "compare": _compare,
         "experts": _experts,
         "baseline": _baseline,
+        "profile": _profile,
         "presets": _presets,
         "env": _env,
     }
@@ -280,6 +283,18 @@ def _baseline(words: list[str]) -> int:
     with Stop(_tell).on_signals():
         results = run_baselines(config, progress=Talkative())
     show_baselines(results, config.folder)
+    return DONE
+
+
+def _profile(words: list[str]) -> int:
+    config = parse_profile(words)
+    # before torch is imported: its profiler otherwise tells its own stages on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from fastdistill.loop.profile import profile
+    from fastdistill.progress import Talkative
+    from fastdistill.report.profile import show_profile
+
+    show_profile(profile(config, progress=Talkative()), config.folder)
     return DONE
 
 

@@ -108,7 +108,8 @@ class Stepper:
         """Takes steps one after the other, each within ``around``, which is given the step and calls it once."""
         state = self.start
         for moment in steps:
-            before, after = replace(state, step=moment.number), []
+            before = replace(state, step=moment.number)
+            after: list[State] = []
 
             def step(before: State = before, after: list[State] = after) -> None:
                 share = self.config.max_masked_share
@@ -129,7 +130,8 @@ class Stepper:
         while not rounds or (len(rounds) < _ROUNDS and sum(map(sum, rounds)) < _ENOUGH):
             rounds.append(list(self._timed()))
         kinds = zip(*rounds, strict=True)
-        return sum(moment.share * median(kind) for moment, kind in zip(moments(self.config), kinds, strict=True))
+        shares = [moment.share for moment in moments(self.config)]
+        return sum(share * float(median(kind)) for share, kind in zip(shares, kinds, strict=True))
 
     def _timed(self) -> Iterator[float]:
         found: list[float] = []
