@@ -10,7 +10,7 @@ import torch
 
 from fastdistill.config import RunConfig
 from fastdistill.data.store import ImageStore
-from fastdistill.loop.environment import available_memory, peak_memory_mb
+from fastdistill.loop.environment import available_memory, peak_memory_mb, release_freed_memory
 from fastdistill.loop.images_seen import images_seen
 from fastdistill.loop.memory import Forecast, forecast
 from fastdistill.loop.plan import make_plan
@@ -18,6 +18,8 @@ from fastdistill.loop.retry import is_out_of_memory
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stepping import Stepper
 from fastdistill.methods.trajectory import Experts
+
+_ALIKE = 1.02  # rates that differ by less are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,9 @@ class Sweep:
 
     @property
     def best(self) -> Throughput | None:
-        """The most students per second; the least students that reach it. None without rows."""
-        return max(self.rows, key=lambda row: row.students_per_s, default=None)
+        """The fewest students that reach the most per second, as far as clocks can tell; None without rows."""
+        most = max((row.students_per_s for row in self.rows), default=0.0)
+        return next((row for row in self.rows if row.students_per_s * _ALIKE >= most), None)
 
 
 def sweep(
@@ -109,6 +112,7 @@ def sweep(
         measured = round(peak_memory_mb(device) * 1e6)
         del stepper
         gc.collect()
+        release_freed_memory()  # gaps that this step leaves are not the next one's
         count = students * config.runs
         rows.append(
             Throughput(
@@ -130,7 +134,7 @@ def sweep(
 
 def saturated(rates: Sequence[float]) -> bool:
     """Whether the last two of some ascending numbers of students reached no more than one before them."""
-    return len(rates) > 2 and max(rates[-2:]) <= max(rates[:-2])
+    return len(rates) > 2 and max(rates[-2:]) <= _ALIKE * max(rates[:-2])
 
 
 def steps_bytes(predicted: Forecast) -> int:

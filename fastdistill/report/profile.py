@@ -65,11 +65,16 @@ def profile_page(profile: Values, picture: bytes) -> bytes:
 
 
 def title(profile: Values) -> str:
-    """What was measured, in few words."""
+    """What was measured where, in few words."""
+    return f"{profile['name']} on {hardware(profile)}"
+
+
+def hardware(profile: Values) -> str:
+    """What it was measured on."""
     environment = profile["environment"]
     device = environment["gpu"]["name"] if profile["plan"]["device"] == "cuda" else environment["cpu"]
     threads = f", {_number(profile['plan']['threads'], 'thread')}" if profile["plan"]["device"] == "cpu" else ""
-    return f"{profile['name']} on {device}{threads}"
+    return f"{device}{threads}"
 
 
 def summary(profile: Values) -> list[str]:
@@ -77,7 +82,14 @@ def summary(profile: Values) -> list[str]:
     config = profile["config"]
     images = f"{config['data']['source']}{', random images' if profile['images'] != 'real' else ''}"
     found = [images, f"{_number(config['ipc'], 'image')} per class", f"{_number(config['students'], 'student')} a step"]
-    found += [_number(config["runs"], "run"), f"method {config['method']['kind']}", profile["plan"]["dtype"]]
+    student = config["student"]
+    network = [str(student[key]) for key in ("architecture", "depth", "width")]
+    found += [_number(config["runs"], "run"), f"method {config['method']['kind']}"]
+    found += [
+        "-".join(network if network[0] == "convnet" else network[:1]),
+        profile["plan"]["dtype"],
+        hardware(profile),
+    ]
     return found + ([f"experts: {profile['experts']}"] if profile["experts"] else [])
 
 
@@ -117,7 +129,8 @@ def best_said(throughput: Values) -> str:
     best = next((row for row in throughput["rows"] if row["students"] == throughput["best"]), None)
     if best is None:
         return ended
-    return f"Best: S = {best['students']}, {best['students_per_s']:.3g} students/s. {ended}"
+    reached = f"{_three(best['students_per_s'])} students/s"
+    return f"Best: S = {best['students']}, {reached}: the fewest students that reach the most, within 2 %. {ended}"
 
 
 def phases_table(phases: Sequence[Values]) -> Table:
@@ -130,7 +143,7 @@ def _phase(phase: Values) -> tuple[Cell, ...]:
     bound = phase["bound"]
     return (
         words(phase["name"], look="whole"),
-        figure(phase["seconds"], duration),
+        figure(phase["seconds"], _short),
         figure(phase["share"], _percent, look="strong"),
         figure(phase["flops"], _operations),
         figure(phase["traffic"], size),
@@ -180,7 +193,9 @@ def throughput_plot(throughput: Values, title: str) -> bytes:
     left, right = drawing.subplots(1, 2)
     drawing.suptitle(title, parse_math=False)
     left.plot(students, rates, color=_LINE, marker="o")
-    left.plot(students, [rates[0] * number / students[0] for number in students], color="0.6", linestyle=":")
+    ideal = [rates[0] * number / students[0] for number in students]
+    left.plot(students, ideal, color="0.6", linestyle=":", label="as if more took no longer")
+    left.legend(loc="lower right")
     left.plot(best["students"], best["students_per_s"], color=_BEST, marker="o", markersize=10)
     left.set_ylim(0, 1.25 * max(rates))
     left.annotate(
@@ -194,9 +209,9 @@ def throughput_plot(throughput: Values, title: str) -> bytes:
     left.set(ylabel="students per second")
     right.plot(students, [row["measured_bytes"] / 1e6 for row in rows], color=_LINE, marker="o", label="measured")
     right.plot(students, [row["predicted_bytes"] / 1e6 for row in rows], color=_BEST, linestyle="--", label="predicted")
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.15 * max(row[key] / 1e6 for row in rows for key in ("measured_bytes", "predicted_bytes")))
     right.set(ylabel="peak memory (MB)")
-    right.legend()
+    right.legend(loc="lower right")
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(students, [str(number) for number in students])
@@ -242,6 +257,10 @@ def size(value: float) -> str:
         ((10**power, unit) for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")) if value >= 10**power), (1, "B")
     )
     return f"{value / scale:.3g} {unit}"
+
+
+def _short(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1e-3 or not seconds else f"{1e6 * seconds:.3g} µs"
 
 
 def _operations(value: float) -> str:
