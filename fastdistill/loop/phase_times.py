@@ -135,7 +135,7 @@ def memory_snapshot(step: Callable[[], None], path: Path) -> None:
         step: the step.
         path: the snapshot.
     """
-    torch.cuda.memory._record_memory_history(max_entries=_ENTRIES)
+    torch.cuda.memory._record_memory_history(max_entries=_ENTRIES, stacks="python")
     try:
         step()
         torch.cuda.memory._dump_snapshot(str(path))

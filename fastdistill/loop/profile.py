@@ -83,7 +83,9 @@ def _profile(config: ProfileConfig, data: RealData | None, progress: Silent) -> 
     predicted = forecast_here(run, plan, sizes, judge=False)
     refuse_what_does_not_fit(predicted, available_memory(device), partial(savings, run, plan, sizes))
     resident, reached = resident_memory(), round(peak_memory_mb(torch.device("cpu")) * 1e6)
-    train = data.train.subset(stratified_split(data.train.labels, run.data.validation_fraction, run.seed)[0]).to(device)
+    kept, held_out = stratified_split(data.train.labels, run.data.validation_fraction, run.seed)
+    train = data.train.subset(kept).to(device)
+    others = data.train.subset(held_out).to(device), data.test.to(device)  # a run holds them too
     experts = _experts(config, train)
     # before anything else that takes memory, since the process's peak only rises
     found = sweep(
@@ -102,7 +104,7 @@ def _profile(config: ProfileConfig, data: RealData | None, progress: Silent) -> 
     stepper = Stepper.of(run, plan, train, experts)
     stepper.warm_up(config.warmup)
     seconds = stepper.seconds()
-    peaks = measure_peaks(device, plan.torch_dtype)
+    peaks = measure_peaks(device, plan.torch_dtype, tf32=plan.tf32)
     with tempfile.TemporaryDirectory() as scratch:
         trace = Path(scratch) / TRACE
         parts = breakdown(stepper, peaks, rounds=config.profile_steps, trace=trace)
@@ -111,6 +113,7 @@ def _profile(config: ProfileConfig, data: RealData | None, progress: Silent) -> 
             snapshot = Path(scratch) / _SNAPSHOT
             stepper.walk(moments(run)[:1], lambda step: memory_snapshot(step, snapshot))
             files[_SNAPSHOT] = snapshot.read_bytes()
+    del others
     content = {
         "name": run.name,
         "config": config.as_dict(),

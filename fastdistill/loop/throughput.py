@@ -90,7 +90,8 @@ def sweep(
         said: told of every row.
     """
     device, rows = train.device, list[Throughput]()
-    room = available_memory(device) + (resident if device.type == "cpu" else 0)
+    own = resident if device.type == "cpu" else torch.cuda.memory_allocated(device)
+    room = available_memory(device) + own
     students = 1
     while students <= most:
         tried = replace(config, students=students)

@@ -54,6 +54,7 @@ def profile_page(profile: Values, picture: bytes) -> bytes:
         phases=phases_table(profile["phases"]),
         times=times(profile),
         steps=steps_said(profile),
+        several=len(profile["steps"]) > 1,
         machine=machine(profile),
         throughput=throughput_table(throughput),
         best=best_said(throughput),
@@ -107,9 +108,10 @@ def times(profile: Values) -> list[tuple[str, str]]:
 
 def machine(profile: Values) -> str:
     """The peaks that phases are held against, as a sentence."""
-    peaks = profile["peaks"]
+    peaks, plan = profile["peaks"], profile["plan"]
+    dtype = "TF32" if plan["device"] == "cuda" and plan["dtype"] == "float32" and plan["tf32"] else plan["dtype"]
     return (
-        f"Measured in this process: a {profile['plan']['dtype']} matrix product computes {rate(peaks['flops'])}, "
+        f"Measured in this process: a {dtype} matrix product computes {rate(peaks['flops'])}, "
         f"a copy moves {peaks['bandwidth'] / 1e9:.3g} GB/s, a tiny operator takes {1e6 * peaks['launch']:.2g} µs."
     )
 

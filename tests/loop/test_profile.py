@@ -15,7 +15,7 @@ SMALL = ["--student.width=4", "--student.depth=1", "--device=cpu", "--max_studen
 
 @pytest.fixture(autouse=True)
 def peaks(monkeypatch):
-    monkeypatch.setattr(module, "measure_peaks", lambda device, dtype: Peaks(flops=1e11, bandwidth=1e10, launch=1e-6))
+    monkeypatch.setattr(module, "measure_peaks", lambda *given, **named: Peaks(flops=1e11, bandwidth=1e10, launch=1e-6))
 
 
 def configured(tmp_path, *words, preset="dc/digits-1"):

@@ -46,7 +46,7 @@ def profile():
             "student": {"architecture": "convnet", "depth": 3, "width": 16},
             "method": {"kind": "matching"},
         },
-        "plan": {"device": "cpu", "threads": 2, "dtype": "float32"},
+        "plan": {"device": "cpu", "threads": 2, "dtype": "float32", "tf32": True},
         "environment": {"cpu": "Abacus", "cores": 2},
         "images": "real",
         "experts": "",
@@ -73,7 +73,12 @@ def test_the_page_needs_nothing_but_itself(profile):
 def test_on_a_device_the_page_says_what_its_times_are(profile):
     profile["plan"]["device"], profile["environment"]["gpu"] = "cuda", {"name": "Difference Engine"}
     page = profile_page(profile, b"").decode()
-    assert "memory.pickle" in page and "kernels on the device" in page and "Difference Engine" in page
+    assert (
+        "memory.pickle" in page
+        and "kernels on the device" in page
+        and "a TF32 matrix" in page
+        and "Difference Engine" in page
+    )
     assert "memory.pickle" not in profile_page({**profile, "plan": {**profile["plan"], "device": "cpu"}}, b"").decode()
 
 
