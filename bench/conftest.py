@@ -89,6 +89,12 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["fastdistill"] = config.stash[_MACHINE]
 
 
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """Leaves out every single time, of which the statistics say enough."""
+    for entry in output_json["benchmarks"]:
+        entry["stats"].pop("data", None)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """One table of everything that was measured."""
     found = config.stash.get(_FOUND, [])

@@ -27,8 +27,8 @@ from torch import Tensor
 import fastdistill.evaluation.arms
 import fastdistill.evaluation.evaluate
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig, preset_path, presets
-from fastdistill.data.arrays import from_arrays
-from fastdistill.data.sources import RealData, load_source
+from fastdistill.data.random_images import SHAPES, random_data
+from fastdistill.data.sources import load_source
 from fastdistill.derivatives import plan as batching_plan
 from fastdistill.loop.environment import (
     describe_environment,
@@ -40,14 +40,6 @@ from fastdistill.loop.run import run
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import METHODS, MatchingConfig, MethodConfig
 
-# (D, H, W), classes, training images and test images
-SHAPES = {
-    "mnist": ((1, 28, 28), 10, 60000, 10000),
-    "fashionmnist": ((1, 28, 28), 10, 60000, 10000),
-    "svhn": ((3, 32, 32), 10, 73257, 26032),
-    "cifar10": ((3, 32, 32), 10, 50000, 10000),
-    "cifar100": ((3, 32, 32), 100, 50000, 10000),
-}
 _BATCHES, _BLOCKS, _TESTED = 2, 1, 2
 _FITS = 16e9
 CPU = torch.device("cpu")
@@ -118,17 +110,6 @@ def shorten_evaluation() -> None:
         return found
 
     arms.protocol, evaluate.train_students, evaluate.count_correct = one_epoch, few_batches, few_blocks
-
-
-def random_data(source: str) -> RealData:
-    """Random bytes in the shape and number of a data set."""
-    shape, classes, train, test = SHAPES[source]
-    generator = torch.Generator().manual_seed(0)
-    stores = []
-    for count in (train, test):
-        images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
-        stores.append(from_arrays(images, torch.arange(count) % classes))
-    return RealData(train=stores[0], test=replace(stores[1], normalization=stores[0].normalization), name=source)
 
 
 def as_values(found: Forecast) -> dict[str, Any]:

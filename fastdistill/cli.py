@@ -24,6 +24,7 @@ from fastdistill.options import (
     parse_evaluate,
     parse_experts,
     parse_export,
+    parse_profile,
     parse_run,
     parse_sample,
     plain_parser,
@@ -51,6 +52,7 @@ Distils a training set into a handful of synthetic images.
   fastdistill experts [PRESET] [options]   train experts for trajectory matching
   fastdistill baseline [PRESET] [options]  judge coresets and other baselines: what distilled images have to beat
   fastdistill bench [options]              in a checkout: benchmarks, and whether anything has become worse
+  fastdistill profile [PRESET] [options]   measure the phases of a step and throughput against students
   fastdistill presets                      list the presets
   fastdistill env                          describe this machine, for reports
 
@@ -83,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "experts": _experts,
         "baseline": _baseline,
         "bench": _bench,
+        "profile": _profile,
         "presets": _presets,
         "env": _env,
     }
@@ -291,6 +294,18 @@ def _bench(words: list[str]) -> int:
     from fastdistill.checkout import run_bench
 
     return run_bench(words, Path.cwd())
+
+
+def _profile(words: list[str]) -> int:
+    config = parse_profile(words)
+    # before torch is imported: its profiler otherwise tells its own stages on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    from fastdistill.loop.profile import profile
+    from fastdistill.progress import Talkative
+    from fastdistill.report.profile import show_profile
+
+    show_profile(profile(config, progress=Talkative()), config.folder)
+    return DONE
 
 
 def _presets(words: list[str]) -> int:

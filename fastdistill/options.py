@@ -20,6 +20,7 @@ from fastdistill.config import DEVICES, RunConfig, StudentConfig, preset_path
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.method_configs import METHODS
 from fastdistill.parser import Parser, Terse, check_keys, keys, read_options
+from fastdistill.profile_config import OUTPUT, ProfileConfig
 
 DEFAULT_PRESET = "dc/digits-1"
 _ONLY_ASKED = ("initialization", "pretrained")
@@ -61,6 +62,34 @@ def parse_run(words: Sequence[str]) -> RunConfig:
         hint = f"; for a configuration file use --config {preset}" if preset and Path(preset).is_file() else ""
         print(f"fastdistill run: {error}{hint}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def profile_parser(preset: str | None, kind: str = "matching") -> Parser:
+    """The parser of ``profile``: that of ``run`` with what is measured."""
+    parser = run_parser(preset, kind)
+    parser.prog = "fastdistill profile"
+    parser.usage = "fastdistill profile [PRESET] [--config FILE] [--name value ...]"
+    parser.description = f"Measure a run's steps; no images are kept. PRESET as of run, {DEFAULT_PRESET} by default."
+    parser.add_class_arguments(ProfileConfig, as_group=False, skip={"run"})
+    parser.set_defaults(output=OUTPUT)
+    return parser
+
+
+def parse_profile(words: Sequence[str]) -> ProfileConfig:
+    """The configuration of ``profile``'s arguments; raises as `parse_run` does."""
+    words = list(words)
+    preset = words.pop(0) if words and not words[0].startswith("-") else None
+    files = list(_files(words))
+    if preset is None and not files:
+        preset = DEFAULT_PRESET
+    own = [field.name for field in dataclasses.fields(ProfileConfig) if field.name != "run"]
+    with _usage("profile"):
+        for file in files:
+            check_file(Path(file), [*_keys_of_runs(), *own], "fastdistill profile --print_config")
+        parser = profile_parser(preset, _kind(preset, files, words))
+        parsed = parser.instantiate(parser.parse(words))
+        run = RunConfig(**{field.name: parsed[field.name] for field in dataclasses.fields(RunConfig)})
+        return ProfileConfig(run=run, **{name: parsed[name] for name in own})
 
 
 def run_of(values: Mapping[str, Any], where: str) -> RunConfig:

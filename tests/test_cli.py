@@ -83,6 +83,26 @@ def test_baselines_from_the_command_line_end_with_a_table(tmp_path, capsys):
     assert "expected at least 1000 training images in every class, got " in capsys.readouterr().err
 
 
+def test_a_profile_from_the_command_line_ends_with_tables(tmp_path, capsys, monkeypatch):
+    words = ["profile", "--student.width=2", "--student.depth=1", "--device=cpu", f"--output={tmp_path}"]
+    words += ["--method.real_batch=4", "--max_students=2"]
+    assert cli.main(words) == 0
+    done = capsys.readouterr()
+    for said in ("phases of a step", "second-order product", "throughput against students", "Best: S = "):
+        assert said in done.out
+    assert "2 students: " in done.err
+    assert (tmp_path / "dc-digits-1" / "report.html").exists()
+    assert cli.main([*words, "--data.source=folder:none", "--random_images=true", "--name=other"]) == 1
+    assert "expected a data set of known shape" in capsys.readouterr().err
+
+    def interrupted(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastdistill.loop.profile.breakdown", interrupted)
+    assert cli.main([*words, "--name=stopped", "--max_students=1"]) == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dc-digits-1"]
+
+
 def test_the_default_is_the_digits_preset():
     assert cli.parse_run([]) == cli.parse_run(["dc/digits-1"])
     assert cli.parse_run([]).data.source == "digits"
@@ -151,6 +171,11 @@ def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys)
         (["experts", "--storage=float16"], "expected storage among float32, bfloat16"),
         (["experts", "--data.source=mnits"], "got 'mnits': did you mean 'mnist'"),
         (["experts", "--config", "missing.yaml"], "missing.yaml"),
+        (["profile", "dc/mnst-1"], "dc/mnist-1"),
+        (["profile", "--max_students=0"], "expected max_students of at least 1, got 0"),
+        (["profile", "--profile_steps=0"], "expected profile_steps of at least 1, got 0"),
+        (["profile", "--max_student=3"], "got '--max_student': did you mean --max_students"),
+        (["profile", "--config", "missing.yaml"], "missing.yaml"),
         (["baseline", "dc/mnst-1"], "dc/mnist-1"),
         (["baseline", "--candidate=3"], "got '--candidate': did you mean --candidates"),
         (["baseline", "--baselines=[herdin]"], "got 'herdin': did you mean 'herding'"),

@@ -42,6 +42,7 @@ ROOMS = {
     "parser": set(),
     "comparison_config": set(),
     "baseline_config": set(),
+    "profile_config": set(),
     "config": set(),
     "experts_config": set(),
     "method_configs": set(),
@@ -67,6 +68,7 @@ NEUTRAL = {
     "files",
     "parser",
     "phases",
+    "profile_config",
     "progress",
     "weight_norm",
 }

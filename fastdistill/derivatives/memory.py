@@ -159,6 +159,33 @@ class Ledger(TorchDispatchMode):
             _climb(self._course, self._live[False], self._live[True])
 
 
+class PhaseLedger(Ledger):
+    """Counts as a `Ledger` does, by the innermost label that is open (`torch.profiler.record_function`).
+
+    Attributes:
+        peaks: most bytes held at any moment at which a label was the innermost, whoever made them; the empty name is
+            for where there was none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peaks: dict[str, int] = {}
+        self._open: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func.namespace == "profiler":
+            if "enter" in func.__name__:
+                self._open.append(args[0])
+            else:
+                self._open.pop()
+        name = self._open[-1] if self._open else ""
+        self.peaks[name] = max(self.peaks.get(name, 0), sum(self._live.values()))
+        return result
+
+
 def trace(program: Callable[..., object], *inputs: Any) -> Footprint:
     """What a program would allocate on these inputs.
 

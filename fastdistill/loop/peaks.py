@@ -17,6 +17,7 @@ import torch
 _SIDE = 2048  # of the matrices
 _BYTES = 256 * 2**20  # of the copy: beyond all caches
 _ROUNDS = 7
+_QUEUED = 20  # calls in a round on a device that runs behind the host
 _CALLS = 1000  # tiny operators in a round: one alone is below the clock's grain
 
 
@@ -35,16 +36,32 @@ class Peaks:
     launch: float
 
 
-def measure_peaks(device: torch.device, dtype: torch.dtype = torch.float32) -> Peaks:
-    """All peaks of a device, for matrix products of a dtype; takes about a second, and half a gigabyte."""
-    return Peaks(flops=matmul_flops(device, dtype), bandwidth=copy_bandwidth(device), launch=launch_seconds(device))
+def measure_peaks(device: torch.device, dtype: torch.dtype = torch.float32, *, tf32: bool = False) -> Peaks:
+    """All peaks of a device; takes about a second, and half a gigabyte. Arguments as `matmul_flops`."""
+    return Peaks(
+        flops=matmul_flops(device, dtype, tf32=tf32), bandwidth=copy_bandwidth(device), launch=launch_seconds(device)
+    )
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype = torch.float32, *, side: int = _SIDE) -> float:
-    """Floating-point operations per second of a product of two square matrices, ``2 · side³`` each."""
+def matmul_flops(
+    device: torch.device, dtype: torch.dtype = torch.float32, *, tf32: bool = False, side: int = _SIDE
+) -> float:
+    """Floating-point operations per second of a product of two square matrices, ``2 · side³`` each.
+
+    Args:
+        device: which.
+        dtype: of the matrices.
+        tf32: whether CUDA may round float32 to TF32, as it may in convolutions.
+        side: of the matrices.
+    """
     left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
     product = torch.empty_like(left)
-    return 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=product), device)
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        return 2 * side**3 / _seconds(lambda: torch.mm(left, right, out=product), device)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def copy_bandwidth(device: torch.device, *, size: int = _BYTES) -> float:
@@ -70,15 +87,18 @@ def launch_seconds(device: torch.device, *, calls: int = _CALLS) -> float:
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
     """Median seconds of a call, after two that warm it up."""
+    # a device is asked for many at once, or what is measured is how long the host waits for one
+    calls = _QUEUED if device.type == "cuda" else 1
     for _ in range(2):
         call()
     found = []
     for _ in range(_ROUNDS):
         synchronize(device)
         begin = time.perf_counter()
-        call()
+        for _ in range(calls):
+            call()
         synchronize(device)
-        found.append(time.perf_counter() - begin)
+        found.append((time.perf_counter() - begin) / calls)
     return median(found)
 
 

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 from torch.func import grad, jvp, vmap
+from torch.profiler import record_function
 
-from fastdistill.derivatives.memory import LARGE, Footprint, Ledger, peak_bytes, trace
+from fastdistill.derivatives.memory import LARGE, Footprint, Ledger, PhaseLedger, peak_bytes, trace
 
 
 def counted(program, *inputs):
@@ -84,3 +85,18 @@ def test_footprints_are_put_together():
     assert Footprint().above(blocks) == blocks
     assert blocks.times(2).peak == 2 * LARGE + 6
     assert (first.small, first.large) == (6, 4)
+
+
+def test_peaks_are_known_by_label():
+    ledger = PhaseLedger()
+    with ledger:
+        kept = torch.zeros(100, dtype=torch.uint8)
+        with record_function("outer"):
+            more = kept.clone()
+            with record_function("inner"):
+                passing = torch.cat([kept, more, more])
+                del passing
+            del more
+        kept = kept.clone()
+    assert ledger.peaks == {"": 200, "outer": 200, "inner": 500}
+    assert ledger.footprint.peak == 500

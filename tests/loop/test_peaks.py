@@ -29,6 +29,18 @@ def test_this_machine_has_peaks():
     assert found.flops * found.launch > 1
 
 
+def test_settings_stay_as_they_were():
+    before = torch.backends.cuda.matmul.allow_tf32
+    peaks.matmul_flops(CPU, side=4, tf32=not before)
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_device_has_peaks():
+    found = peaks.measure_peaks(torch.device("cuda"), tf32=True)
+    assert found.flops > 1e12 and found.bandwidth > 1e11 and 1e-7 < found.launch < 1e-3
+
+
 def test_no_random_number_is_drawn():
     torch.manual_seed(0)
     before = torch.get_rng_state()
