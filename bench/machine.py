@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from bench.cases import computing
 from fastdistill.loop.environment import describe_environment
 from fastdistill.loop.peaks import copy_bandwidth, launch_seconds, matmul_flops
 
@@ -16,8 +15,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     described = {"device": device.type, "environment": describe_environment(), "threads": torch.get_num_threads()}
     peaks = {"copy_bytes_per_s": copy_bandwidth(device), "launch_s": launch_seconds(device)}
     for precision in ("float32", "tf32", "bf16") if device.type == "cuda" else ("float32",):
-        with computing("tf32" if precision == "tf32" else "float32", device):
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            side = 8192 if device.type == "cuda" else 2048
-            peaks[f"matmul_{precision}_flops_per_s"] = matmul_flops(device, dtype, side=side)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        side = 8192 if device.type == "cuda" else 2048
+        peaks[f"matmul_{precision}_flops_per_s"] = matmul_flops(device, dtype, tf32=precision == "tf32", side=side)
     return {**described, "peaks": peaks}

@@ -21,9 +21,9 @@ from fastdistill.derivatives.plan import Batching
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import Plan, make_plan
+from fastdistill.loop.random_experts import RandomExperts
 from fastdistill.loop.setup import initial_state, make_method
-from fastdistill.method_configs import MethodConfig, UnrolledConfig
-from fastdistill.methods.trajectory import Experts
+from fastdistill.method_configs import MethodConfig, TrajectoryConfig, UnrolledConfig
 from fastdistill.students.architectures import build_student
 
 CLASSES = 10
@@ -103,7 +103,6 @@ def engine_step(
     students: int,
     ipc: int = 1,
     primitive: Primitive = Functional,
-    experts: Experts | None = None,
     chunk: int = 0,
 ) -> Step:
     """The engine's outer step with fresh students: always the second one of a run, since the first does more.
@@ -115,7 +114,6 @@ def engine_step(
         students: ``S``.
         ipc: ``M``.
         primitive: makes the student's derivative.
-        experts: of trajectory matching.
         chunk: most students in memory at once; all of them by default, whatever the machine's memory is, so that one
             program is compared everywhere.
     """
@@ -131,6 +129,7 @@ def engine_step(
     )
     store = problem.store(device)
     plan: Plan = make_plan(config, store.shape, store.num_classes)
+    experts = RandomExperts.of(config, store.shape, CLASSES) if isinstance(method, TrajectoryConfig) else None
     made = make_method(config, plan, store, primitive, experts=experts)
     state = replace(initial_state(config, plan, store), step=1)
     descent = make_descent(method)

@@ -19,9 +19,9 @@ import torch
 from bench.cases import Case, Step, computing
 from bench.counters import count
 from bench.peak import peak_beyond
-from bench.timing import synchronize
 from bench.worker import peak_bytes
 from bench.workloads import all_cases
+from fastdistill.loop.peaks import synchronize
 
 _LEAST, _MOST = 3, 50  # rounds
 _ROOT = Path(__file__).parent.parent

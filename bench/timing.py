@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fastdistill.loop.environment import describe_environment
+from fastdistill.loop.peaks import matmul_flops, synchronize
 
 
 def interleaved(
@@ -36,26 +37,13 @@ def paired_ratio(numerator: list[float], denominator: list[float]) -> float:
     return median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
-def matmul_gflops(device: torch.device, size: int = 2048) -> float:
-    """Rate of a float32 matrix product, the yardstick that makes times of different machines comparable."""
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    seconds = median(interleaved({"matmul": lambda: a @ b}, device=device, repeats=9)["matmul"])
-    return 2 * size**3 / seconds / 1e9
-
-
 def write_results(path: str, name: str, rows: list[dict[str, Any]], device: torch.device) -> None:
     """Writes rows with the environment they were measured in."""
     content = {
         "benchmark": name,
-        "matmul_2048_float32_gflops": round(matmul_gflops(device), 1),
+        "matmul_2048_float32_gflops": round(matmul_flops(device) / 1e9, 1),
         "environment": describe_environment(),
         "rows": rows,
     }
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(content, indent=1) + "\n")
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for a device's queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

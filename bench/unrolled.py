@@ -34,7 +34,7 @@ from bench.naive.convnet import ConvNet
 from bench.naive.trajectory import mtt
 from bench.naive.unrolled import Training, Weights, hypergradient, inverse_softplus
 from bench.peak import peak_beyond
-from bench.timing import interleaved, matmul_gflops, paired_ratio
+from bench.timing import interleaved, paired_ratio
 from fastdistill.config import StudentConfig
 from fastdistill.derivatives import plan
 from fastdistill.derivatives.functional import Functional
@@ -42,6 +42,7 @@ from fastdistill.derivatives.inner import SGD
 from fastdistill.derivatives.trajectory import Steps, Trajectory, trajectory_bytes
 from fastdistill.derivatives.unroll import adjoint, unroll
 from fastdistill.loop.environment import describe_environment
+from fastdistill.loop.peaks import matmul_flops
 from fastdistill.students.ensemble import student_module
 
 CPU = torch.device("cpu")
@@ -390,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "time" in options.parts:
         kept = [row for row in content.get("time", {}).get("rows", []) if row["method"] not in options.methods]
         time = content["time"] = {"rows": kept, "environment": describe_environment()}
-        time["matmul_2048_float32_gflops"] = round(matmul_gflops(device), 1)
+        time["matmul_2048_float32_gflops"] = round(matmul_flops(device) / 1e9, 1)
         for method in options.methods:
             kept.append(measure_time(sizes, method, options.pieces, options.repeats, device))
             print(kept[-1], flush=True)

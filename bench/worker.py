@@ -20,8 +20,8 @@ import torch
 
 from bench.cases import Case, Step, computing
 from bench.peak import peak_beyond
-from bench.timing import synchronize
 from bench.workloads import all_cases
+from fastdistill.loop.peaks import synchronize
 
 
 class Worker:

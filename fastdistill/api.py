@@ -13,17 +13,19 @@ from fastdistill.data.datasets import from_dataset
 from fastdistill.data.store import ImageStore
 from fastdistill.evaluation.evaluate import Evaluation, evaluate_images
 from fastdistill.evaluation.protocols import DIGITS
+from fastdistill.loop.artefact import as_distilled
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.examination import protocol_for
 from fastdistill.loop.guard import Guard
 from fastdistill.loop.outer import outer_steps
 from fastdistill.loop.plan import make_plan, resolve_device
-from fastdistill.loop.setup import as_distilled, initial_state, make_method
+from fastdistill.loop.setup import initial_state, make_method
 from fastdistill.method_configs import matching_recipe
-from fastdistill.progress import Silent, Talkative
+from fastdistill.progress import Silent
 from fastdistill.students.ensemble import student_module
 from fastdistill.synthetic.distilled import Distilled
 from fastdistill.synthetic.load import load
+from fastdistill.talkative import Talkative
 
 
 def distill(

@@ -149,8 +149,8 @@ def _run(words: list[str]) -> int:
     config = parse_run(words)
     from fastdistill.loop.run import run
     from fastdistill.loop.stop import Stop
-    from fastdistill.progress import Talkative
     from fastdistill.report.table import show_results
+    from fastdistill.talkative import Talkative
 
     stop = Stop(_tell)
     with stop.on_signals():
@@ -163,7 +163,7 @@ def _run(words: list[str]) -> int:
 def _evaluate(words: list[str]) -> int:
     options = parse_evaluate(words)
     from fastdistill.loop.evaluation import evaluate_run
-    from fastdistill.progress import Talkative
+    from fastdistill.talkative import Talkative
 
     student = {
         field.name: options[field.name]
@@ -195,7 +195,7 @@ def _evaluate(words: list[str]) -> int:
 def _export(words: list[str]) -> int:
     options = parse_export(words)
     from fastdistill.loop.export import export_run
-    from fastdistill.progress import Talkative
+    from fastdistill.talkative import Talkative
 
     written = export_run(
         Path(options.run),
@@ -251,7 +251,7 @@ def _compare(words: list[str]) -> int:
         return _complain(str(error), USAGE)
     from fastdistill.loop.comparison import run_comparison
     from fastdistill.loop.stop import Stop
-    from fastdistill.progress import Talkative
+    from fastdistill.talkative import Talkative
 
     stop = Stop(_tell)
     with stop.on_signals():
@@ -269,7 +269,7 @@ def _experts(words: list[str]) -> int:
     config = parse_experts(words)
     from fastdistill.loop.experts import train_experts
     from fastdistill.loop.stop import Stop
-    from fastdistill.progress import Talkative
+    from fastdistill.talkative import Talkative
 
     stop = Stop(_tell)
     with stop.on_signals():
@@ -281,8 +281,8 @@ def _baseline(words: list[str]) -> int:
     config = parse_baseline(words)
     from fastdistill.loop.baseline import run_baselines
     from fastdistill.loop.stop import Stop
-    from fastdistill.progress import Talkative
     from fastdistill.report.table import show_baselines
+    from fastdistill.talkative import Talkative
 
     with Stop(_tell).on_signals():
         results = run_baselines(config, progress=Talkative())
@@ -301,8 +301,8 @@ def _profile(words: list[str]) -> int:
     # before torch is imported: its profiler otherwise tells its own stages on stderr
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from fastdistill.loop.profile import profile
-    from fastdistill.progress import Talkative
     from fastdistill.report.profile import show_profile
+    from fastdistill.talkative import Talkative
 
     show_profile(profile(config, progress=Talkative()), config.folder)
     return DONE

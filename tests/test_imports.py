@@ -13,6 +13,7 @@ PACKAGE = ROOT / "fastdistill"
 ROOMS = {
     "cli": {
         "checkout",
+        "talkative",
         "comparison_file",
         "options",
         "api",
@@ -26,9 +27,9 @@ ROOMS = {
         "augmentation",
         "derivatives",
     },
-    "api": {"loop", "evaluation", "methods", "students", "synthetic", "data", "derivatives"},
+    "api": {"talkative", "loop", "evaluation", "methods", "students", "synthetic", "data", "derivatives"},
     "loop": {"report", "evaluation", "methods", "students", "synthetic", "data", "augmentation", "derivatives"},
-    "report": set(),
+    "report": {"talkative"},
     "evaluation": {"students", "synthetic", "augmentation", "data", "derivatives"},
     "methods": {"students", "augmentation", "derivatives"},
     "synthetic": {"augmentation", "data"},
@@ -53,6 +54,7 @@ ROOMS = {
     "files": set(),
     "phases": set(),
     "progress": set(),
+    "talkative": {"progress"},
     "weight_norm": set(),
 }
 NEUTRAL = {

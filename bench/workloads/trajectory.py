@@ -5,42 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from bench.cases import Case, Step, family
 from bench.naive.trajectory import mtt, tesla
 from bench.naive.unrolled import Training
 from bench.problems import CLASSES, DIGITS, PRIMITIVES, Problem, engine_step, fresh_weights
-from fastdistill.derivatives.layout import Layout
 from fastdistill.method_configs import TrajectoryConfig
-from fastdistill.students.ensemble import student_module
 
 GROUP = "trajectory"
 _RATE, _NEAR = 0.01, 0.01
 CIFAR10 = Problem(name="cifar10", shape=(3, 32, 32), width=128)
 LENGTHS = {"digits": (1, 10), "cifar10": (10, 10)}  # images a class, steps
-
-
-class RandomExperts:
-    """Experts whose weights are random, near one another from epoch to epoch.
-
-    Args:
-        problem: gives the architecture.
-    """
-
-    count, epochs = 4, 3
-
-    def __init__(self, problem: Problem) -> None:
-        layout = Layout.of(student_module(problem.student, problem.shape, CLASSES))
-        generator = torch.Generator().manual_seed(0)
-        start = 0.05 * torch.randn(self.count, layout.size, generator=generator)
-        ways = _NEAR * torch.randn(self.count, self.epochs, layout.size, generator=generator)
-        padding = layout.flatten({name: torch.ones(shape) for name, shape in layout.shapes.items()})
-        self._weights = torch.stack([start, *(start + way for way in ways.cumsum(1).unbind(1))], dim=1) * padding
-
-    def at(self, experts: Tensor, epochs: Tensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Weights ``[S, P]`` of experts int64 ``[S]`` after epochs int64 ``[S]``."""
-        return self._weights[experts, epochs].to(device, dtype)
 
 
 def naive(method: str, problem: Problem, device: torch.device) -> Step:
@@ -86,7 +61,6 @@ def engine(method: str, problem: Problem, students: int, primitive: str, device:
         students=students,
         ipc=ipc,
         primitive=PRIMITIVES[primitive],
-        experts=RandomExperts(problem),
     )
 
 

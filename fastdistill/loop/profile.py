@@ -28,12 +28,12 @@ from fastdistill.loop.environment import (
     resident_memory,
 )
 from fastdistill.loop.memory import Forecast, forecast_here, refuse_what_does_not_fit
+from fastdistill.loop.opened_experts import open_experts
 from fastdistill.loop.peaks import measure_peaks
 from fastdistill.loop.phase_times import memory_snapshot
 from fastdistill.loop.plan import make_plan, resolve_device
 from fastdistill.loop.random_experts import RandomExperts
 from fastdistill.loop.savings import savings
-from fastdistill.loop.setup import open_experts
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stepping import Stepper, moments
 from fastdistill.loop.throughput import Sweep, Throughput, sweep

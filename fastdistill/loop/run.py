@@ -21,27 +21,19 @@ from fastdistill.derivatives.flops import Counted
 from fastdistill.evaluation.arms import Judge
 from fastdistill.failures import Stopped
 from fastdistill.files import append, held, sweep, write_whole
+from fastdistill.loop.artefact import as_distilled, labels_of, learning_rate_of, replay_of, shown_of
 from fastdistill.loop.checkpoint import load_checkpoint, sweep_checkpoints
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.environment import available_memory, describe_environment
 from fastdistill.loop.fingerprint import data_hash, seen_hash
 from fastdistill.loop.memory import forecast_here, refuse_what_does_not_fit
+from fastdistill.loop.opened_experts import open_experts
 from fastdistill.loop.outer import State, Step, outer_step
 from fastdistill.loop.plan import Plan, make_plan, resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE, Recorder, Result
 from fastdistill.loop.retry import retrying
 from fastdistill.loop.savings import savings
-from fastdistill.loop.setup import (
-    as_distilled,
-    generator_of,
-    initial_state,
-    labels_of,
-    learning_rate_of,
-    make_method,
-    open_experts,
-    replay_of,
-    shown_of,
-)
+from fastdistill.loop.setup import generator_of, initial_state, make_method
 from fastdistill.loop.sizes import Sizes
 from fastdistill.loop.stop import Stop
 from fastdistill.method_configs import (

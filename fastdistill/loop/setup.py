@@ -5,7 +5,7 @@ With `descents` the one place that tells methods apart: `make_method` and what i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, assert_never
 
 import torch
@@ -19,11 +19,9 @@ from fastdistill.data.sampler import class_batches, effective_batch
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.embedding import Embedding
 from fastdistill.derivatives.functional import Functional
-from fastdistill.derivatives.layout import Layout
-from fastdistill.derivatives.plan import Batching, choose_batching, forward_cost
+from fastdistill.derivatives.plan import Batching
 from fastdistill.draws import Purpose
-from fastdistill.evaluation.replay import Replay
-from fastdistill.loop.decoded import Decoded, Shown
+from fastdistill.loop.decoded import Decoded
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import Method, State
 from fastdistill.method_configs import (
@@ -41,25 +39,17 @@ from fastdistill.methods.matching import Batch, GradientMatching
 from fastdistill.methods.primitives import Primitives
 from fastdistill.methods.unrolled import (
     Unrolled,
-    batch_order,
-    drawn_order,
     initial_settings,
-    learning_rates,
-    momenta,
 )
 from fastdistill.phases import AUGMENTATION, phase
-from fastdistill.students.ensemble import Ensemble, student_module
-from fastdistill.students.experts import Experts
-from fastdistill.synthetic.distilled import Distilled
+from fastdistill.students.ensemble import Ensemble
 from fastdistill.synthetic.generator import Generator
 from fastdistill.synthetic.pixels import initial_pixels
-from fastdistill.synthetic.schedule import Schedule
 
 if TYPE_CHECKING:
     from fastdistill.loop.plan import Plan
 
 Primitive = Callable[[torch.nn.Module, Batching], Functional]
-_BLOCK = 1000  # images that experts label at once, as many as evaluation tests at once
 
 
 def initial_state(config: RunConfig, plan: Plan, train: ImageStore) -> State:
@@ -86,12 +76,6 @@ def generator_of(config: RunConfig, shape: tuple[int, int, int], classes: int) -
     return Generator(
         config=config.generator, shape=shape, classes=classes, ipc=config.ipc, runs=config.runs, seed=config.seed
     )
-
-
-def shown_of(config: RunConfig, train: ImageStore, learned: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """What is learned as images are judged and kept: with those that a generator makes in its place."""
-    generator = generator_of(config, train.shape, train.num_classes)
-    return learned if generator is None else Shown(generator, learned, config.method.steps)
 
 
 def beside_images(config: RunConfig, classes: int, *, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
@@ -169,7 +153,7 @@ def _method_of(
             config.method,
             ensemble,
             primitives,
-            open_experts(config, train) if experts is None else experts,
+            _opened(config, train) if experts is None else experts,
             labels,
             runs=config.runs,
             students=config.students,
@@ -204,33 +188,11 @@ def _method_of(
     assert_never(config.method)
 
 
-def open_experts(config: RunConfig, train: ImageStore, *, data_hash: str | None = None) -> Experts:
-    """The experts of trajectory matching.
+def _opened(config: RunConfig, train: ImageStore) -> trajectory.Experts:
+    """The configured experts; only files of tensors need the library that reads them, not steps."""
+    from fastdistill.loop.opened_experts import open_experts
 
-    Args:
-        config: the run.
-        train: the training images; give shape and classes.
-        data_hash: of the images that the run sees (`fingerprint.seen_hash`); not compared when not given.
-
-    Raises:
-        ValueError: where none are named or found, for those of another network or of other images, or ones that end too
-            soon.
-    """
-    assert isinstance(config.method, TrajectoryConfig)
-    if not config.method.experts:
-        raise ValueError(
-            "expected the folder of experts in method.experts, got none: make some with fastdistill experts and name "
-            "their folder with --method.experts"
-        )
-    opened = Experts.open(config.method.experts)
-    opened.check(
-        layout=Layout.of(student_module(config.student, train.shape, train.num_classes)),
-        student=config.student,
-        data_hash=opened.data_hash if data_hash is None else data_hash,
-        zca=config.data.zca,
-    )
-    trajectory.refuse_short(config.method, opened)
-    return opened
+    return open_experts(config, train)
 
 
 def _by_class(config: RunConfig, plan: Plan, train: ImageStore) -> Callable[[Purpose, int, Tensor, int], Batch]:
@@ -272,92 +234,3 @@ def _of_any_class(
             return augmented(images, step, students), train.labels[chosen]
 
     return sample
-
-
-def schedule_of(config: RunConfig, learned: Mapping[str, Tensor], classes: int) -> Schedule | None:
-    """The steps, rates and momenta that belong to the images, where the method learns such and the protocol is own."""
-    method = config.method
-    if not isinstance(method, UnrolledConfig) or config.evaluation.protocol != "own":
-        return None
-    if method.drawn:
-        # an order like those that students were shown, of the step past the last, which none of them was
-        first = torch.zeros(1, dtype=torch.int64)
-        order = drawn_order(method, classes, config.ipc, seed=config.seed, step=method.steps, students=first)[0]
-    else:
-        order = batch_order(method, classes, config.ipc)
-    momentum = momenta(method, learned)
-    return Schedule(
-        rates=learning_rates(method, learned).float().cpu(),
-        images=order,
-        optimizer=method.optimizer,
-        momenta=None if momentum is None else momentum.float().cpu(),
-        decay=method.inner_decay,
-        augmentation=method.augmentation,
-        align_corners=method.align_corners,
-    )
-
-
-def replay_of(config: RunConfig, train: ImageStore, learned: Mapping[str, Tensor]) -> Replay | None:
-    """The same for evaluation."""
-    schedule = schedule_of(config, learned, train.num_classes)
-    return None if schedule is None else Replay.of(schedule)
-
-
-def learning_rate_of(config: RunConfig, learned: Mapping[str, Tensor]) -> Tensor | None:
-    """The one learning rate that every run's images were learned with, ``[R]``; None where none is learned."""
-    return learned["rate"].float().cpu() if isinstance(config.method, TrajectoryConfig) else None
-
-
-def labels_of(
-    config: RunConfig, learned: Mapping[str, Tensor], train: ImageStore, *, experts: trajectory.Experts | None = None
-) -> Tensor | None:
-    """The soft labels that images are kept and judged with, ``[R, C, M, C]``; None where each has its class.
-
-    Args:
-        config: the run.
-        learned: what is learned, by name.
-        train: the training images; give shape and classes.
-        experts: of trajectory matching; the configured ones when not given.
-    """
-    method = config.method
-    if not isinstance(method, TrajectoryConfig) or method.labels != "expert":
-        return learned.get("labels")
-    images, module = learned["images"], student_module(config.student, train.shape, train.num_classes)
-    block = min(images.shape[:3].numel(), _BLOCK)
-    batching = choose_batching(forward_cost(module, train.shape), images.device, students=1, groups=1, images=block)
-    experts = open_experts(config, train) if experts is None else experts
-    return trajectory.final_labels(method, Functional(module, batching), experts, images)
-
-
-def as_distilled(
-    config: RunConfig, learned: Mapping[str, Tensor], train: ImageStore, dataset: str, digest: str
-) -> Distilled:
-    """The artefact of what is learned."""
-    method, soft = config.method, labels_of(config, learned, train)
-    shown_through = isinstance(method, MatchingConfig | TrajectoryConfig | DistributionConfig)
-    return Distilled(
-        images=learned["images"].flatten(1, 2).float().cpu(),
-        labels=(
-            torch.arange(train.num_classes).repeat_interleave(config.ipc)
-            if soft is None
-            else soft.flatten(1, 2).float().cpu()
-        ),
-        class_names=train.class_names,
-        normalization=train.normalization.to("cpu"),
-        dataset=dataset,
-        augmentation=method.augmentation if shown_through else "none",
-        align_corners=method.align_corners if shown_through else True,
-        unit=train.unit,
-        pixel_range=train.pixel_range,
-        config_hash=digest,
-        schedule=schedule_of(config, learned, train.num_classes),
-        learning_rate=learning_rate_of(config, learned),
-        details={"name": config.name, **_length(config)},
-    )
-
-
-def _length(config: RunConfig) -> dict[str, str]:
-    """How long the images were distilled, as far as the configuration knows."""
-    if config.seconds:
-        return {"seconds": f"{config.seconds:g}"}
-    return {"steps": str(config.method.steps)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from torch import Tensor
 from fastdistill.config import RunConfig
 from fastdistill.data.class_index import ClassIndex
 from fastdistill.data.normalization import Normalization
-from fastdistill.data.sources import RealData
 from fastdistill.data.store import ImageStore
 from fastdistill.data.zca import Whitening
+
+if TYPE_CHECKING:
+    from fastdistill.data.sources import RealData
 
 META = torch.device("meta")
 

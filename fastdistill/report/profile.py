@@ -13,11 +13,11 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from fastdistill.files import write_whole
-from fastdistill.progress import PatientConsole
 from fastdistill.report.cells import Cell, Column, Table, figure, words
 from fastdistill.report.folder import flat
 from fastdistill.report.formats import count, duration, megabytes, operations, rate
 from fastdistill.report.render import render
+from fastdistill.talkative import PatientConsole
 
 PROFILE, TRACE, PLOT, PAGE = "profile.json", "trace.json.gz", "throughput.png", "report.html"
 _LINE, _BEST = "#0072B2", "#D55E00"  # blue and vermillion of Okabe and Ito

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastdistill.progress import PatientConsole
 from fastdistill.report.formats import operations, rate
+from fastdistill.talkative import PatientConsole
 
 
 def show_results(results: Mapping[str, Any], folder: Path) -> None:

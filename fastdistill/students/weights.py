@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastdistill.derivatives.layout import Layout
@@ -199,6 +198,8 @@ def load_pretrained(folder: Path, module: nn.Module) -> tuple[Tensor, dict[str, 
 
 
 def _read_tensors(file: Path, most: int) -> dict[str, Tensor]:
+    from safetensors.torch import load_file  # fresh weights do without
+
     try:
         if file.stat().st_size > most:
             raise ValueError(f"it has {file.stat().st_size} bytes, this architecture at most {most}")

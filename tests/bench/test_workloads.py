@@ -4,9 +4,7 @@ import pytest
 import torch
 
 from bench.counters import count
-from bench.problems import DIGITS
 from bench.workloads import all_cases
-from bench.workloads.trajectory import RandomExperts
 
 CPU = torch.device("cpu")
 CASES = all_cases()
@@ -63,12 +61,3 @@ def test_a_step_is_the_same_every_time():
     assert torch.equal(state.images, again.images)
     assert torch.equal(first.values["outer/loss"], second.values["outer/loss"])
     assert bool(first.sound)
-
-
-def test_random_experts_are_near_and_padded_with_zeros():
-    experts = RandomExperts(DIGITS)
-    near, far = (
-        experts.at(torch.tensor([1]), torch.tensor([epoch]), dtype=torch.float32, device=CPU) for epoch in (0, 1)
-    )
-    assert 0 < (near - far).norm() < near.norm()
-    assert ((near == 0) == (far == 0)).all()

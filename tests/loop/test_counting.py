@@ -139,7 +139,7 @@ def test_a_step_along_experts_is_counted_as_it_runs_without_any(sizes, train, mo
     assert counting.training(settings, plan, sizes) == Footprint()
     layout = Layout.of(student_module(settings.student, sizes.shape, 10))
     experts = wandering_experts(layout, experts=2, epochs=2, seed=0, dtype=torch.float32)
-    monkeypatch.setattr("fastdistill.loop.setup.open_experts", lambda *given, **more: experts)
+    monkeypatch.setattr("fastdistill.loop.opened_experts.open_experts", lambda *given, **more: experts)
     state, run = initial_state(settings, plan, train), make_method(settings, plan, train)
     assert found.peak == counted(lambda: outer_step(run, make_descent(settings.method), state)).peak
     held = sum(value.nbytes for value in (*state.learned.values(), *state.moments.values()))

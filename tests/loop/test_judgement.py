@@ -8,9 +8,10 @@ from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.evaluation.arms import Judge
+from fastdistill.loop.artefact import replay_of
 from fastdistill.loop.judgement import selection, table
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import initial_state, replay_of
+from fastdistill.loop.setup import initial_state
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import UnrolledConfig, matching_recipe
 from fastdistill.progress import Silent

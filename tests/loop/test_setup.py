@@ -3,8 +3,9 @@ import torch
 from fastdistill.config import DataConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.draws import Purpose
+from fastdistill.loop.artefact import as_distilled
 from fastdistill.loop.plan import make_plan
-from fastdistill.loop.setup import as_distilled, initial_state, make_method
+from fastdistill.loop.setup import initial_state, make_method
 from fastdistill.method_configs import matching_recipe
 
 

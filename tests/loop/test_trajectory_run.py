@@ -11,20 +11,14 @@ import torch
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.experts_config import ExpertsConfig
+from fastdistill.loop.artefact import as_distilled, labels_of, learning_rate_of, schedule_of
 from fastdistill.loop.checkpoint import load_checkpoint
 from fastdistill.loop.experts import train_experts
 from fastdistill.loop.fingerprint import data_hash, seen_hash
+from fastdistill.loop.opened_experts import open_experts
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.run import config_hash, run
-from fastdistill.loop.setup import (
-    as_distilled,
-    initial_state,
-    labels_of,
-    learning_rate_of,
-    make_descent,
-    open_experts,
-    schedule_of,
-)
+from fastdistill.loop.setup import initial_state, make_descent
 from fastdistill.method_configs import TrajectoryConfig
 from fastdistill.methods.trajectory import followed
 from fastdistill.students.experts import Experts
@@ -127,7 +121,7 @@ def test_a_run_ends_with_its_table_and_an_artefact_without_steps_of_its_own(tmp_
 
 def test_an_expert_that_is_not_finite_is_masked_and_named_in_the_log(tmp_path, digits, experts, monkeypatch):
     held = HeldExperts(experts.weights.clone())
-    monkeypatch.setattr("fastdistill.loop.setup.open_experts", lambda *given, **more: held)
+    monkeypatch.setattr("fastdistill.loop.opened_experts.open_experts", lambda *given, **more: held)
     settings = replace(config(tmp_path, experts, steps=1, students=4), max_masked_share=0.9)
     chosen, epochs = followed(settings.method, held.count, seed=0, step=0, students=torch.arange(4))
     expert, epoch = int(chosen[1]), int(epochs[1])

@@ -15,6 +15,7 @@ from fastdistill.derivatives.layout import Layout
 from fastdistill.evaluation.arms import Judge
 from fastdistill.evaluation.replay import replay_students
 from fastdistill.failures import RunFailed
+from fastdistill.loop.artefact import replay_of
 from fastdistill.loop.checkpoint import load_checkpoint
 from fastdistill.loop.evaluation import evaluate_run
 from fastdistill.loop.examination import examination
@@ -22,7 +23,7 @@ from fastdistill.loop.export import export_run
 from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.run import config_hash, run
-from fastdistill.loop.setup import initial_state, replay_of
+from fastdistill.loop.setup import initial_state
 from fastdistill.method_configs import MatchingConfig, UnrolledConfig
 from fastdistill.students.architectures import build_student
 from fastdistill.students.ensemble import Ensemble
