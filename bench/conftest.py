@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from bench.workloads import all_cases
 
 _MACHINE = pytest.StashKey[Mapping[str, Any]]()
 _FOUND = pytest.StashKey[list[dict[str, Any]]]()
+_BEGIN = pytest.StashKey[float]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="cpu", choices=("cpu", "cuda"), help="where the steps run (default: cpu)")
     group.addoption("--threads", type=int, default=0, help="CPU threads (default: one for each core that is allowed)")
     group.addoption("--budget", type=float, default=2.0, help="seconds of timed rounds per benchmark (default: 2)")
+    group.addoption("--deadline", type=float, default=0, help="seconds after which no benchmark begins (default: none)")
     group.addoption("--memory", action="store_true", help="measure peak memory too; on a CPU in a process for each")
 
 
@@ -40,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True  # its table knows no ratios
     config.stash[_MACHINE] = describe_machine(torch.device(config.option.device))
     config.stash[_FOUND] = []
+    config.stash[_BEGIN] = time.monotonic()
 
 
 def selected(config: pytest.Config) -> list[Case]:
@@ -62,8 +66,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _alone() -> Iterator[None]:
-    """Every benchmark compiles for itself, and leaves no memory to the next one."""
+def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every benchmark begins in time, compiles for itself, and leaves no memory to the next one."""
+    deadline = request.config.option.deadline
+    if deadline and time.monotonic() - request.config.stash[_BEGIN] > deadline:
+        pytest.skip(f"not measured: past the deadline of {deadline:.0f} s")
     yield
     torch._dynamo.reset()
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -119,3 +120,14 @@ def as_lines(rows: Sequence[Sequence[str]]) -> list[str]:
 
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return [line(table[0]), f"| {' | '.join(rule)} |", *map(line, table[1:])]
+
+
+def main() -> None:
+    """Prints the table of a file of results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("results", type=Path)
+    print("\n".join(as_lines(rows_of(*load(parser.parse_args().results)))))
+
+
+if __name__ == "__main__":
+    main()

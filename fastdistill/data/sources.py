@@ -10,7 +10,6 @@ from fastdistill.config import DataConfig
 from fastdistill.data.archive import read_archive
 from fastdistill.data.arrays import RawData, from_arrays, image_tensor, label_tensor
 from fastdistill.data.digits import read_digits
-from fastdistill.data.folder import read_folder
 from fastdistill.data.normalization import Normalization, channel_normalization, zca_normalization
 from fastdistill.data.split import TEST_SPLIT_SEED, stratified_split
 from fastdistill.data.store import ImageStore
@@ -108,6 +107,8 @@ def _read(source: str, root: Path, *, download: bool) -> RawData:
     if source in NORMALIZATIONS:
         return read_torchvision(source, root, download=download)
     if kind == "folder" and path:
+        from fastdistill.data.folder import read_folder  # the one that needs a library of pictures
+
         return read_folder(Path(path).expanduser())
     if kind == "npz" and path:
         return read_archive(Path(path).expanduser())

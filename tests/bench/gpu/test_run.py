@@ -1,0 +1,60 @@
+"""The script's parts on a CPU: what has to be right before there is a GPU to find out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent.parent
+SCRIPT = ROOT / "bench" / "gpu" / "run.sh"
+
+
+def script(*words):
+    environment = {**os.environ, "PYTHON": sys.executable, "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [str(SCRIPT), *map(str, words)], env=environment, capture_output=True, text=True, timeout=300, cwd="/"
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("steps",), ("nothing", "OUT"), ("real", "OUT")])
+def test_wrong_words_show_the_usage(words, tmp_path):
+    done = script(*(tmp_path if word == "OUT" else word for word in words))
+    assert done.returncode == 2
+    assert "bench/gpu/run.sh PART OUT" in done.stderr
+
+
+def test_steps_leave_figures_and_their_table(tmp_path):
+    done = script("steps", tmp_path / "out", "match-mse-digits/naive")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (results,) = tmp_path.glob("out/*.json")
+    assert "references/match-mse-digits/naive/S1" in results.with_suffix(".md").read_text()
+    entry = json.loads(results.read_text())["benchmarks"][0]
+    assert entry["extra_info"]["peak_memory"] >= 0
+
+
+def test_the_way_to_an_accuracy_is_timed_without_its_tests(tmp_path):
+    words = [
+        "--source",
+        "digits",
+        "--width",
+        4,
+        "--steps",
+        4,
+        "--every",
+        2,
+        "--networks",
+        2,
+        "--epochs",
+        1,
+        "--goal",
+        0.01,
+    ]
+    done = script("real", tmp_path, "nowhere", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "real.json").read_text())
+    assert found["reached_s"] == found["rows"][0]["seconds"] > 0
+    assert [row["step"] for row in found["rows"]] == [2]
+    assert "1.0 % was reached after" in (tmp_path / "real.md").read_text()
