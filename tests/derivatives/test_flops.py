@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import conv2d
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from fastdistill.derivatives.flops import Counted, Work, convolution_backward
 from fastdistill.derivatives.functional import Functional
@@ -130,3 +130,15 @@ def test_a_repeated_tensor_moves_what_it_holds():
     with Counted() as counted:
         row.sum()
     assert counted.work.traffic == 4 * 8 + 4
+
+
+def test_a_custom_operator_counts_by_the_formula_it_has_registered():
+    @torch.library.custom_op("fastdistill_test::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    register_flop_formula(torch.ops.fastdistill_test.twice)(lambda shape, **_: 7 * shape[0])
+    with Counted() as counted:
+        twice(torch.ones(5))
+    assert counted.work.flops == 35
+    assert ledger_counts(lambda: twice(torch.ones(5))) == 35
