@@ -17,8 +17,7 @@ from fastdistill.loop.peaks import Peaks
 Values = Mapping[str, Any]
 TEXTBOOK, FUNCTIONAL, COMPILED = "naive", "functional", "compiled"
 CPU = "cpu"
-# the folder's name says nothing else, and these files say no commit: bench/results/README.md does
-_COMMITS = {"h200/step.json": "029fc05", "h200/batching.json": "029fc05"}
+_COMMITS = {"h200/step.json": "029fc05"}  # the file itself says none, bench/results/README.md does
 _UNKNOWN = ("HEAD", "unknown")
 
 

@@ -97,7 +97,7 @@ def draw_speedups(steps: Sequence[Step]) -> Figure:
         workloads = list(dict.fromkeys(step.workload for step in chosen))
         for workload, look in zip(workloads, _looks(len(workloads)), strict=True):
             label = _drawn_line(axes, chosen, workload, FUNCTIONAL, {**look, "label": workload})
-            hollow = {**look, "linestyle": "--", "markerfacecolor": "white"}
+            hollow = {**look, "linestyle": "--", "markerfacecolor": "white", "markersize": 6}
             _drawn_line(axes, chosen, workload, COMPILED, hollow if label else {**hollow, "label": workload})
         if any(step.engine == COMPILED for step in chosen):
             axes.plot([], [], linestyle="--", marker="o", color=_REFERENCE, markerfacecolor="white", label="compiled")
