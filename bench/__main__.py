@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
@@ -51,7 +50,7 @@ def _parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", default="short", choices=("short", "full"), help="short takes minutes (default)")
     parser.add_argument("--only", nargs="+", default=[], help="parts of the benchmarks' names; not with --update")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, the steadiest)")
     parser.add_argument("--json", metavar="FILE", help="keep what pytest-benchmark writes")
     parser.add_argument("--results", metavar="FILE", help="compare what --json has kept, measure nothing")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too, in fresh processes")

@@ -83,18 +83,18 @@ def test_a_deleted_benchmark_fails(found, baseline):
 
 
 def test_a_speed_up_below_its_bound_fails(found, baseline):
-    slow = [{**found[0], "speedup": 13.9}]
+    slow = [{**found[0], "speedup": 11.9}]
     assert gate.ratio(slow, baseline, chosen="short") == [
-        f"{NAME}: expected at least 14.00 times the textbook's speed, got 13.90"
+        f"{NAME}: expected at least 12.00 times the textbook's speed, got 11.90"
     ]
-    assert gate.ratio([{**found[0], "speedup": 14.1}], baseline, chosen="short") == []
+    assert gate.ratio([{**found[0], "speedup": 12.1}], baseline, chosen="short") == []
     assert "got none" in gate.ratio([{**found[0], "case": "new"}], baseline, chosen="short")[0]
 
 
 def test_an_update_keeps_bounds_and_other_versions(found, baseline):
     faster = [{**found[0], "speedup": 100.0}, {**found[1], "case": "further", "speedup": 2.0}]
     updated = baseline.updated(faster, chosen="short", torch_version="2.14.1")
-    assert updated.ratio["short"] == {NAME: 14.0, "further": 1.4}
+    assert updated.ratio["short"] == {NAME: 12.0, "further": 1.2}
     assert set(updated.exact["short"]) == {"2.13", "2.14"}
     assert set(updated.exact["short"]["2.14"]) == {NAME, "further"}
     assert gate.has_exact(updated, chosen="short", torch_version="2.14.0")
