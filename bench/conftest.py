@@ -15,7 +15,7 @@ from bench.machine import describe_machine
 from bench.table import as_lines, rows_of
 from bench.workloads import all_cases
 
-_MACHINE = pytest.StashKey[Mapping[str, Any]]()
+MACHINE = pytest.StashKey[Mapping[str, Any]]()
 _FOUND = pytest.StashKey[list[dict[str, Any]]]()
 _BEGIN = pytest.StashKey[float]()
 
@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
     threads = config.option.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     config.option.benchmark_quiet = True  # its table knows no ratios
-    config.stash[_MACHINE] = describe_machine(torch.device(config.option.device))
+    config.stash[MACHINE] = describe_machine(torch.device(config.option.device))
     config.stash[_FOUND] = []
     config.stash[_BEGIN] = time.monotonic()
 
@@ -49,13 +49,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def selected(config: pytest.Config) -> list[Case]:
     """The cases that the options choose."""
     option = config.option
-    return [
+    found = [
         case
         for case in all_cases().values()
         if (option.set == "full" or case.short)
         and (option.device == "cuda" or (not case.cuda and case.precision == "float32"))
         and (not option.only or any(part in case.name for part in option.only))
     ]
+    # where there may not be time for all, there is first for a few students of everything
+    return sorted(found, key=lambda case: case.students) if option.deadline else found
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -93,7 +95,7 @@ def keep(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     """Adds versions, hardware, threads and peaks; the machine's name is nobody's business."""
     machine_info.pop("node", None)
-    machine_info["fastdistill"] = config.stash[_MACHINE]
+    machine_info["fastdistill"] = config.stash[MACHINE]
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
@@ -107,5 +109,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     found = config.stash.get(_FOUND, [])
     if found:
         terminalreporter.section("benchmarks")
-        for line in as_lines(rows_of(found, config.stash[_MACHINE])):
+        for line in as_lines(rows_of(found, config.stash[MACHINE])):
             terminalreporter.write_line(line)

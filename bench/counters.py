@@ -43,11 +43,16 @@ class Counters:
         return asdict(self)
 
 
-def count(case: Case, step: Step) -> Counters:
+def count(case: Case, step: Step, counted: Counted | None = None) -> Counters:
     """Counts a step that has not run yet, by running it: once, and three times more where it is compiled.
 
     Draws from torch's global generator are the same every time, and Python's collector does not choose when a graph
     with a cycle goes.
+
+    Args:
+        case: which.
+        step: of the case.
+        counted: counts it; for whoever wants more of it than the counters.
     """
     compiled = case.engine == "compiled"
     with ExitStack() as around:
@@ -58,7 +63,7 @@ def count(case: Case, step: Step) -> Counters:
         around.callback(gc.enable)
         if compiled:
             around.enter_context(torch.compiler.set_stance("force_eager"))
-        ledger, counted = around.enter_context(Ledger()), around.enter_context(Counted())
+        ledger, counted = around.enter_context(Ledger()), around.enter_context(counted or Counted())
         step()
         work, footprint = counted.work, ledger.footprint
     found = Counters(

@@ -19,6 +19,7 @@ HEADS = (
     "% of matmul",
     "GB/s",
     "% of copy",
+    "% floor",
     "calls",
     "held MB",
     "÷ naive",
@@ -56,6 +57,7 @@ def load(path: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 def rows_of(found: Sequence[Found], machine: Found) -> list[list[str]]:
     """The cells of every case, in the order of ``HEADS``; empty where there is nothing to say.
 
+    ``% floor`` is the share of the roofline floor: what operators would take, each by itself, at the machine's peaks.
     ``÷ naive`` is of memory for each student against the textbook's for its one; calls are operators called.
     """
     by_name = {entry["case"]: entry for entry in found}
@@ -79,6 +81,7 @@ def _row(entry: Found, by_name: Mapping[str, Found], peaks: Found) -> list[str]:
         f"{100 * flops / peak:.0f}" if flops else "",
         _figure(traffic / 1e9) if entry["engine"] != "compiled" else "",
         f"{100 * traffic / peaks['copy_bytes_per_s']:.0f}" if entry["engine"] != "compiled" else "",
+        f"{100 * entry['floor_s'] / seconds:.0f}" if entry["engine"] != "compiled" else "",
         str(counters["dispatches"]) if entry["engine"] != "compiled" else f"{counters['graphs']} graphs",
         _figure(held / 1e6) if entry["engine"] != "compiled" else "",
         _ratio(held / students, naive.get("counters", {}).get("peak_bytes")) if entry["engine"] != "compiled" else "",

@@ -2,12 +2,13 @@
 
 The group is the problem. ``extra_info`` has what pytest-benchmark does not know: the case, its counters
 (`bench.counters`), its speed-up over the textbook (the median over rounds of the ratio within a round, per student),
-how long the first step took (compilation in it), and its peak memory where asked for.
+how long the first step took (compilation in it), its roofline floor, and its peak memory where asked for.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -17,10 +18,12 @@ import pytest
 import torch
 
 from bench.cases import Case, Step, computing
+from bench.conftest import MACHINE
 from bench.counters import count
 from bench.peak import peak_beyond
 from bench.worker import peak_bytes
 from bench.workloads import all_cases
+from fastdistill.derivatives.flops import Counted
 from fastdistill.loop.peaks import synchronize
 
 _LEAST, _MOST = 3, 50  # rounds
@@ -35,7 +38,7 @@ def test_step(
     step = case.make(device)
     with computing(case.precision, device):
         begin = time.perf_counter()
-        counters = count(case, step)
+        counters = count(case, step, counted := Counted())
         first = time.perf_counter() - begin
         expected = _seconds(step, device)
     textbook, beside = _textbook(case, device)
@@ -66,6 +69,7 @@ def test_step(
         "images": case.images,
         "counters": counters.as_dict(),
         "first_s": first,
+        "floor_s": _floor(case, counted, request.config.stash[MACHINE]["peaks"]),
     }
     if beside:
         ratios = [case.students * ours / theirs for ours, theirs in zip(beside, taken, strict=True)]
@@ -82,6 +86,16 @@ def _seconds(step: Step, device: torch.device) -> float:
     step()
     synchronize(device)
     return time.perf_counter() - begin
+
+
+def _floor(case: Case, counted: Counted, peaks: Mapping[str, float]) -> float:
+    """Least seconds of a step: of every operator the longer of its arithmetic and its transfer at the machine's peaks.
+
+    Products of float32 run at the float32 peak even where TF32 is allowed for others, so the floor takes the highest
+    rate that the precision allows.
+    """
+    flops = peaks.get(f"matmul_{case.precision}_flops_per_s", peaks["matmul_float32_flops_per_s"])
+    return counted.floor_seconds(flops, peaks["copy_bytes_per_s"])
 
 
 def _peak(case: Case, step: Step, device: torch.device) -> int:

@@ -10,6 +10,7 @@ from bench.workloads import (
     experts,
     implicit,
     matching,
+    products,
     references,
     trajectory,
     unrolled,
@@ -20,7 +21,18 @@ __all__ = ["all_cases"]
 
 def all_cases() -> dict[str, Case]:
     """Every case by its name."""
-    modules = (matching, unrolled, trajectory, implicit, distribution, evaluation, experts, references, data)
+    modules = (
+        matching,
+        unrolled,
+        trajectory,
+        implicit,
+        distribution,
+        evaluation,
+        experts,
+        products,
+        references,
+        data,
+    )
     found = [case for module in modules for case in module.cases()]
     names = {case.name: case for case in found}
     assert len(names) == len(found), "two cases have one name"

@@ -57,7 +57,7 @@ def cases() -> list[Case]:
             images=CLASSES * (_REAL[problem.name] + 1),
             naive=partial(naive, problem),
             engine=partial(engine, problem),
-            students=(1, 4, 16, 64) if small else (1, 4, 16),
+            students=(1, 4, 16, 64),
             short=(16,) if small else (),
             cpu=64 if small else 4,
         )

@@ -82,8 +82,8 @@ def cases() -> list[Case]:
             images=(length.epochs + 1) * CLASSES * length.ipc + CLASSES * problem.per_class,
             naive=partial(naive, problem),
             engine=partial(engine, problem),
-            students=(1, 4, 16, 64) if small else (1, 4, 20),
+            students=(1, 4, 16, 64) if small else (1, 4, 20, 64),
             short=(16,) if small else (),
-            cpu=0 if problem is WIDE else 64,
+            cpu={DIGITS: 64, MIDDLE: 20, WIDE: 0}[problem],
         )
     return found

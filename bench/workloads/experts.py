@@ -62,7 +62,7 @@ def cases() -> list[Case]:
             images=CLASSES * problem.per_class,
             naive=partial(naive, problem),
             engine=partial(engine, problem),
-            students=(1, 4, 16, 64) if small else (1, 4, 16),
+            students=(1, 4, 16, 64),
             short=(16,) if small else (),
             compiled=(4,) if small else (),
             short_compiled=(4,) if small else (),

@@ -71,7 +71,7 @@ def cases() -> list[Case]:
             images=(_STEPS + _TERMS + 1) * CLASSES + _REAL,
             naive=partial(naive, problem),
             engine=partial(engine, problem),
-            students=(1, 4, 16, 64) if small else (1, 4, 16),
+            students=(1, 4, 16, 64),
             short=(16,) if small else (),
             compiled=(16,) if small else (),
             cpu=64 if small else 0,

@@ -5,15 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from bench.cases import Case, Step, family
 from bench.naive.augmentation import OPERATIONS, siamese
 from bench.naive.matching import dc_step, image_optimizer
 from bench.problems import CIFAR10, CLASSES, DIGITS, MNIST, PRIMITIVES, Problem, class_batches, engine_step
-from fastdistill.derivatives.plan import choose_batching, forward_cost
 from fastdistill.method_configs import matching_recipe
-from fastdistill.students.ensemble import Ensemble
 
 GROUP = "matching"
 # real images a class; those of digits are the design's, those of the others the papers'
@@ -56,36 +53,9 @@ def engine(method: str, problem: Problem, students: int, primitive: str, device:
     )
 
 
-def naive_gradient(device: torch.device) -> Step:
-    """The textbook's gradient of one class's real images, by which published code is compared with this."""
-    network, batch = MNIST.network().to(device), MNIST.store(device).batch(torch.arange(REAL["mnist"], device=device))
-    labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
-    return lambda: torch.autograd.grad(F.cross_entropy(network(batch), labels), list(network.parameters()))
-
-
-def gradient(students: int, primitive: str, device: torch.device) -> Step:
-    """The engine's, for ``S`` students."""
-    batch = MNIST.store(device).batch(torch.arange(REAL["mnist"], device=device))[None]
-    ensemble = Ensemble(MNIST.student, MNIST.shape, CLASSES, seed=0, dtype=torch.float32)
-    drawn = ensemble.draw(0, torch.arange(students, device=device))
-    cost = forward_cost(ensemble.module, MNIST.shape)
-    batching = choose_batching(cost, device, students=students, groups=1, images=REAL["mnist"])
-    made = PRIMITIVES[primitive](ensemble.module, batching)
-    labels = torch.zeros(batch.shape[:2], dtype=torch.int64, device=device)
-    return lambda: made.value_and_gradient(drawn.weights, drawn.buffers, batch, labels)
-
-
 def cases() -> list[Case]:
     """All of this workload."""
-    found = family(
-        GROUP,
-        "real-gradient-mnist",
-        images=REAL["mnist"],
-        naive=naive_gradient,
-        engine=gradient,
-        students=(1, 4, 16),
-        cpu=4,
-    )
+    found = []
     for method, problem in _PROBLEMS:
         small = problem.name == "digits"
         found += family(

@@ -75,7 +75,7 @@ def cases() -> list[Case]:
             images=steps * CLASSES * ipc,
             naive=partial(naive, method, problem),
             engine=partial(engine, method, problem),
-            students=(1, 4, 16, 64) if small else (1, 4, 16),
+            students=(1, 4, 16, 64),
             short=(16,) if small else (),
             compiled=(16,) if small else (),
             cpu=64 if small else 0,

@@ -75,7 +75,11 @@ def engine(problem: Problem, students: int, primitive: str, device: torch.device
 def cases() -> list[Case]:
     """All of this workload."""
     found = []
-    for problem, students, cpu in ((DIGITS, (1, 4, 16, 64), 64), (LENET, (1, 4, 8, 16), 16), (CIFAR10, (1, 4, 16), 0)):
+    for problem, students, cpu in (
+        (DIGITS, (1, 4, 16, 64), 64),
+        (LENET, (1, 4, 8, 16), 16),
+        (CIFAR10, (1, 4, 16, 64), 0),
+    ):
         length, small = LENGTHS[problem.name], problem.name == "digits"
         found += family(
             GROUP,

@@ -7,6 +7,7 @@ takes no notice of groups, and students batched by ``vmap`` are groups, so it co
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -90,6 +91,7 @@ class Counted(TorchDispatchMode):
     Compiled functions refuse to run meanwhile; count them as they are before they are compiled.
 
     Attributes:
+        kinds: how many launches there were of so many operations and bytes each.
         phases: by the innermost label that was open (`torch.profiler.record_function`), in the order of their first
             operators; what no label was around is under the empty name.
     """
@@ -97,12 +99,20 @@ class Counted(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.phases: dict[str, Work] = {}
+        self.kinds: Counter[tuple[int, int]] = Counter()
         self._open: list[str] = []
 
     @property
     def work(self) -> Work:
         """That of all phases."""
         return sum(self.phases.values(), Work())
+
+    def floor_seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
+        """Least seconds on a device of these rates: of every launch the longer of its arithmetic and its transfer."""
+        return sum(
+            count * max(operations / flops_per_s, moved / bytes_per_s)
+            for (operations, moved), count in self.kinds.items()
+        )
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -121,6 +131,8 @@ class Counted(TorchDispatchMode):
             launches=int(computes),
             traffic=_traffic(func, args, kwargs or {}, result) if computes else 0,
         )
+        if computes:
+            self.kinds[found.flops, found.traffic] += 1
         name = self._open[-1] if self._open else ""
         self.phases[name] = self.phases.get(name, Work()) + found
         return result

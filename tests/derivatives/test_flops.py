@@ -123,6 +123,9 @@ def test_work_is_that_of_the_innermost_label():
         "inner": Work(dispatches=1, launches=1, traffic=4 * (8 + 8)),
     }
     assert counted.work == Work(flops=96, dispatches=4, launches=3, traffic=176 + 64)
+    # the product is bound by its arithmetic, the sum by what it moves, and the rest by nothing
+    assert counted.floor_seconds(flops_per_s=2, bytes_per_s=16) == 96 / 2 + 64 / 16
+    assert counted.floor_seconds(flops_per_s=96, bytes_per_s=16) == 176 / 16 + 64 / 16
 
 
 def test_a_repeated_tensor_moves_what_it_holds():

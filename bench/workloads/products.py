@@ -1,0 +1,71 @@
+"""The primitive alone: a gradient, and the product of a Hessian with a vector, on one class's real images."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from bench.cases import Case, Step, family
+from bench.problems import CLASSES, DIGITS, MNIST, PRIMITIVES, Problem
+from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.students.ensemble import Ensemble
+
+GROUP = "products"
+_REAL = 256
+
+
+def naive(kind: str, problem: Problem, device: torch.device) -> Step:
+    """The textbook's: one graph, or a graph of the gradient's graph."""
+    network = problem.network().to(device)
+    batch = problem.store(device).batch(torch.arange(_REAL, device=device))
+    labels = torch.zeros(_REAL, dtype=torch.int64, device=device)
+    parameters = list(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    vector = [torch.randn(parameter.shape, generator=generator).to(device) for parameter in parameters]
+
+    def gradient() -> object:
+        return torch.autograd.grad(F.cross_entropy(network(batch), labels), parameters)
+
+    def hessian() -> object:
+        first = torch.autograd.grad(F.cross_entropy(network(batch), labels), parameters, create_graph=True)
+        return torch.autograd.grad(first, parameters, vector)
+
+    return {"gradient": gradient, "hessian": hessian}[kind]
+
+
+def engine(kind: str, problem: Problem, students: int, primitive: str, device: torch.device) -> Step:
+    """The engine's, for ``S`` students; both in the same pieces of images."""
+    batch = problem.store(device).batch(torch.arange(_REAL, device=device))[None]
+    ensemble = Ensemble(problem.student, problem.shape, CLASSES, seed=0, dtype=torch.float32)
+    drawn = ensemble.draw(0, torch.arange(students, device=device))
+    cost = forward_cost(ensemble.module, problem.shape)
+    batching = choose_batching(cost, device, students=students, groups=1, images=_REAL)
+    made = PRIMITIVES[primitive](ensemble.module, batching)
+    labels = torch.zeros(batch.shape[:2], dtype=torch.int64, device=device)
+    generator = torch.Generator().manual_seed(0)
+    vector = torch.randn(students, 1, drawn.weights.shape[1], generator=generator).to(device)
+    if kind == "gradient":
+        return lambda: made.value_and_gradient(drawn.weights, drawn.buffers, batch, labels)
+    return lambda: made.products(drawn.weights, drawn.buffers, batch, labels, vector, wanted=("weights",))
+
+
+def cases() -> list[Case]:
+    """All of this workload."""
+    found = []
+    for kind in ("gradient", "hessian"):
+        for problem in (DIGITS, MNIST):
+            small = problem is DIGITS
+            found += family(
+                GROUP,
+                f"{kind}-{problem.name}",
+                images=_REAL,
+                naive=partial(naive, kind, problem),
+                engine=partial(engine, kind, problem),
+                students=(1, 4, 16, 64),
+                short=(4,) if small and kind == "hessian" else (),
+                compiled=(4,) if small else (),
+                cpu=64 if small else 4,
+            )
+    return found
