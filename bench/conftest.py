@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from bench.cases import Case
-from bench.machine import describe_machine
+from bench.machine import MACHINE, describe_machine
 from bench.table import as_lines, rows_of
 from bench.workloads import all_cases
 
-MACHINE = pytest.StashKey[Mapping[str, Any]]()
 _FOUND = pytest.StashKey[list[dict[str, Any]]]()
 _BEGIN = pytest.StashKey[float]()
 

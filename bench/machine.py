@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import pytest
 import torch
 
 from fastdistill.loop.environment import describe_environment
 from fastdistill.loop.peaks import copy_bandwidth, launch_seconds, matmul_flops
+
+MACHINE = pytest.StashKey[Mapping[str, Any]]()  # where a session of pytest keeps it
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from bench.cases import Case, Step, computing
-from bench.conftest import MACHINE
 from bench.counters import count
+from bench.machine import MACHINE
 from bench.peak import peak_beyond
 from bench.worker import peak_bytes
 from bench.workloads import all_cases
