@@ -55,8 +55,9 @@ def selected(config: pytest.Config) -> list[Case]:
         and (option.device == "cuda" or (not case.cuda and case.precision == "float32"))
         and (not option.only or any(part in case.name for part in option.only))
     ]
-    # where there may not be time for all, there is first for a few students of everything
-    return sorted(found, key=lambda case: case.students) if option.deadline else found
+    # where there may not be time for all, there is first for a few students of everything, and last for compilation
+    order = (lambda case: (case.engine == "compiled", case.students)) if option.deadline else lambda case: 0
+    return sorted(found, key=order)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
