@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from bench import gate
 from bench.table import load
 from bench.versus import compare
 from bench.worker import environment
-from bench.workloads import all_cases
+from bench.workloads import chosen_cases
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,15 +26,18 @@ def main(words: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 nothing is worse, 1 a benchmark failed, 2 wrong usage, 3 something is worse, 4 nothing to
-        compare with.
+        compare with, 130 interrupted.
     """
     options = _parse(words)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # and so leave nothing behind
     try:
         return _against_revision(options) if options.base else _against_baseline(options)
     except FileNotFoundError as error:
         return _complain(str(error), gate.NO_BASELINE)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
 
 
 def _parse(words: list[str] | None) -> argparse.Namespace:
@@ -52,62 +56,65 @@ def _parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1, the steadiest)")
     parser.add_argument("--json", metavar="FILE", help="keep what pytest-benchmark writes")
-    parser.add_argument("--results", metavar="FILE", help="compare what --json has kept, measure nothing")
+    parser.add_argument("--results", metavar="FILE", help="hold what --json has kept, measure nothing")
     parser.add_argument("--memory", action="store_true", help="measure peak memory too, in fresh processes")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds of rounds per benchmark (default: 1)")
     parser.add_argument("--rounds", type=int, default=15, help="of --base (default: 15)")
     parser.add_argument("--tolerance", type=float, help="of --base (default: 0.1 on a CPU, 0.05 on a GPU)")
     options = parser.parse_args(words)
-    if options.update and options.only:
-        parser.error("expected --update of a whole set, got --only: leave it out")
-    if options.only and not _chosen(options):
-        parser.error(f"expected parts of the names of benchmarks in the {options.set} set, got {options.only}")
+    if options.tolerance is None:
+        options.tolerance = 0.05 if options.device == "cuda" else 0.1
+    for wrong, sentence in (
+        (options.threads < 1 or options.rounds < 1, "expected --threads and --rounds of at least 1"),
+        (options.tolerance < 0 or options.budget <= 0, "expected a --tolerance >= 0 and a --budget above 0"),
+        (options.update and options.only, "expected --update of a whole set, got --only: leave it out"),
+        (
+            options.results and not (options.compare or options.update),
+            "expected --results with --compare or --update, got it alone: name what to hold them against",
+        ),
+        (
+            options.device == "cuda" and not options.results and not torch.cuda.is_available(),
+            "expected a CUDA device for --device cuda, found none: use --device cpu",
+        ),
+        (
+            not chosen_cases(options.set, options.device, options.only),
+            f"expected parts of the names of benchmarks in the {options.set} set, got {options.only}",
+        ),
+        *(
+            (file and not Path(file).absolute().parent.is_dir(), f"expected a folder to write {file} into, got none")
+            for file in (options.json, options.update)
+        ),
+    ):
+        if wrong:
+            parser.error(sentence)
     return options
-
-
-def _chosen(options: argparse.Namespace) -> list[str]:
-    return [
-        name
-        for name, case in all_cases().items()
-        if (options.set == "full" or case.short)
-        and (options.device == "cuda" or (not case.cuda and case.precision == "float32"))
-        and (not options.only or any(part in name for part in options.only))
-    ]
 
 
 def _against_baseline(options: argparse.Namespace) -> int:
     path = Path(options.compare or options.update or "")
     baseline = gate.Baseline()
-    if options.compare:
+    if options.compare or (options.update and path.exists()):
         baseline = _baseline(path)
-        if not gate.has_exact(baseline, chosen=options.set, torch_version=torch.__version__):
-            raise FileNotFoundError(
-                f"expected counters of the {options.set} set under torch {gate.minor(torch.__version__)} in {path}, "
-                "got none: add them with --update"
-            )
-    elif options.update and path.exists():
-        baseline = gate.Baseline.read(path)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(options.results or options.json or Path(folder) / "results.json").resolve()
-        if not options.results:
-            code = _measure(options, results)
-            if code:
-                return _complain("expected every benchmark to run, got the failures above", 1)
-        found, _ = load(results)
+        if not options.results and _measure(options, results):
+            return _complain("expected every benchmark to run, got the failures above", 1)
+        run = gate.Run.of(*load(results))
     if options.update:
-        baseline.updated(found, chosen=options.set, torch_version=torch.__version__).write(path)
+        baseline.updated(run).write(path)
         print(f"wrote {path}")
-        return gate.DONE
     if not options.compare:
         return gate.DONE
+    if not gate.has_exact(baseline, run):
+        raise FileNotFoundError(
+            f"expected counters of {run.which} under torch {run.torch} in {path}, got none: add them with --update"
+        )
     if options.only:  # what was not chosen is not missing
-        kept = {entry["case"] for entry in found}
-        baseline = _only(baseline, options, kept)
-    worse = gate.exact(found, baseline, chosen=options.set, torch_version=torch.__version__)
-    worse += gate.ratio(found, baseline, chosen=options.set)
+        baseline = baseline.only(lambda name: any(part in name for part in options.only))
+    worse = gate.exact(run, baseline) + gate.ratio(run, baseline)
     for sentence in worse:
         print(sentence)
-    print(f"{len(found)} benchmarks, {len(worse)} differences from {path}")
+    print(f"{len(run.found)} benchmarks, {len(worse)} differences from {path}")
     return gate.REGRESSION if worse else gate.DONE
 
 
@@ -118,18 +125,6 @@ def _baseline(path: Path) -> gate.Baseline:
         raise FileNotFoundError(
             f"expected a file of committed figures in {path}, got none: make it with --update"
         ) from None
-
-
-def _only(baseline: gate.Baseline, options: argparse.Namespace, kept: set[str]) -> gate.Baseline:
-    versions = {
-        version: {
-            name: counters
-            for name, counters in figures.items()
-            if name in kept or any(part in name for part in options.only)
-        }
-        for version, figures in baseline.exact[options.set].items()
-    }
-    return gate.Baseline(exact={options.set: versions}, ratio=baseline.ratio)
 
 
 def _measure(options: argparse.Namespace, results: Path) -> int:
@@ -143,25 +138,24 @@ def _measure(options: argparse.Namespace, results: Path) -> int:
 
 
 def _against_revision(options: argparse.Namespace) -> int:
-    tolerance = options.tolerance or (0.05 if options.device == "cuda" else 0.1)
-    found, missing = compare(
-        ROOT,
-        options.base,
-        _chosen(options),
-        device=options.device,
-        threads=options.threads,
-        rounds=options.rounds,
-        say=print,
-    )
-    for comparison in found:
-        print(comparison.line(tolerance))
-    slower = [comparison.name for comparison in found if comparison.slower(tolerance)]
-    faster = [comparison.name for comparison in found if comparison.faster(tolerance)]
+    slower = faster = compared = missing = 0
+    names = [case.name for case in chosen_cases(options.set, options.device, options.only)]
+    for found in compare(
+        ROOT, options.base, names, device=options.device, threads=options.threads, rounds=options.rounds
+    ):
+        if isinstance(found, str):
+            missing += 1
+            print(f"{found}: not in {options.base}, so there is nothing to compare it with", flush=True)
+            continue
+        print(found.line(options.tolerance), flush=True)
+        compared += 1
+        slower += found.slower(options.tolerance)
+        faster += found.faster(options.tolerance)
     print(
-        f"{len(found)} benchmarks against {options.base}, {options.rounds} rounds each, tolerance "
-        f"{100 * tolerance:.0f} %: {len(slower)} slower, {len(faster)} faster, {len(missing)} without a counterpart"
+        f"{compared} benchmarks against {options.base}, {options.rounds} rounds each, tolerance "
+        f"{100 * options.tolerance:.0f} %: {slower} slower, {faster} faster, {missing} without a counterpart"
     )
-    if not found:
+    if not compared:
         return _complain(f"expected a benchmark that {options.base} has too, got none", gate.NO_BASELINE)
     return gate.REGRESSION if slower else gate.DONE
 

@@ -75,6 +75,7 @@ def family(
     compiled: Sequence[int] = (),
     short_compiled: Sequence[int] = (),
     cpu: int = _MOST,
+    precisions: bool = False,
 ) -> list[Case]:
     """The cases of one problem: the textbook's, and the engine's for every number of students.
 
@@ -89,6 +90,7 @@ def family(
         compiled: those of them that are also compiled.
         short_compiled: those of these in the short set.
         cpu: most students on a CPU; 0 for a problem that is too large for one.
+        precisions: on a GPU, measure it with TF32 too, as those compute by default, and the textbook in bfloat16.
     """
     first = Case(
         group=group,
@@ -113,9 +115,8 @@ def family(
                     cuda=count > cpu,
                 )
             )
-    if cpu == _MOST:
+    if not precisions:
         return found
-    # the large networks also as GPUs compute them by default and, for the textbook, as mixed precision would
     with_tf32 = [replace(case, precision="tf32", cuda=True, short=False) for case in found]
     return [*found, *with_tf32, replace(first, precision="bf16", cuda=True, short=False)]
 
@@ -127,7 +128,8 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
     before = matmul.allow_tf32, convolution.allow_tf32
     matmul.allow_tf32 = convolution.allow_tf32 = precision == "tf32"
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        # a cache of cast weights would outlive the updates of a training inside
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
         matmul.allow_tf32, convolution.allow_tf32 = before

@@ -13,10 +13,11 @@ import torch
 from bench.cases import Case
 from bench.machine import MACHINE, describe_machine
 from bench.table import as_lines, rows_of
-from bench.workloads import all_cases
+from bench.workloads import chosen_cases
 
 _FOUND = pytest.StashKey[list[dict[str, Any]]]()
 _BEGIN = pytest.StashKey[float]()
+_LATE = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -37,24 +38,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Pins the threads and measures the machine before anything else runs."""
     if config.option.collectonly:
         return
+    if config.option.device == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("expected a CUDA device for --device cuda, found none: use --device cpu")
     threads = config.option.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(threads)
     config.option.benchmark_quiet = True  # its table knows no ratios
-    config.stash[MACHINE] = describe_machine(torch.device(config.option.device))
-    config.stash[_FOUND] = []
+    described = describe_machine(torch.device(config.option.device))
+    config.stash[MACHINE] = {**described, "set": config.option.set}
+    config.stash[_FOUND], config.stash[_LATE] = [], []
     config.stash[_BEGIN] = time.monotonic()
 
 
 def selected(config: pytest.Config) -> list[Case]:
     """The cases that the options choose."""
     option = config.option
-    found = [
-        case
-        for case in all_cases().values()
-        if (option.set == "full" or case.short)
-        and (option.device == "cuda" or (not case.cuda and case.precision == "float32"))
-        and (not option.only or any(part in case.name for part in option.only))
-    ]
+    found = chosen_cases(option.set, option.device, option.only)
     # where there may not be time for all, there is first for a few students of everything, and last for compilation
     order = (lambda case: (case.engine == "compiled", case.students)) if option.deadline else lambda case: 0
     return sorted(found, key=order)
@@ -70,10 +68,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(autouse=True)
 def _alone(request: pytest.FixtureRequest) -> Iterator[None]:
     """Every benchmark begins in time, compiles for itself, and leaves no memory to the next one."""
-    deadline = request.config.option.deadline
+    deadline, case = request.config.option.deadline, request.node.callspec.params["case"]
     if deadline and time.monotonic() - request.config.stash[_BEGIN] > deadline:
+        request.config.stash[_LATE].append(case.name)
         pytest.skip(f"not measured: past the deadline of {deadline:.0f} s")
-    yield
+    # each instance of the compiled primitive has shapes of its own for the one code object of its class
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield
     torch._dynamo.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -98,8 +99,9 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["fastdistill"] = config.stash[MACHINE]
 
 
-def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Leaves out every single time, of which the statistics say enough."""
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    """Adds what there was no time for; leaves out every single time, of which the statistics say enough."""
+    output_json["not_measured"] = config.stash[_LATE]
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
 
@@ -111,3 +113,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("benchmarks")
         for line in as_lines(rows_of(found, config.stash[MACHINE])):
             terminalreporter.write_line(line)
+        for name in config.stash[_LATE]:
+            terminalreporter.write_line(f"not measured for want of time: {name}")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch._dynamo.utils import counters as compiler
@@ -44,7 +45,7 @@ class Counters:
 
 
 def count(case: Case, step: Step, counted: Counted | None = None) -> Counters:
-    """Counts a step that has not run yet, by running it: once, and three times more where it is compiled.
+    """Counts a step that has not run yet, by running it once, as it is before it is compiled.
 
     Draws from torch's global generator are the same every time, and Python's collector does not choose when a graph
     with a cycle goes.
@@ -54,44 +55,38 @@ def count(case: Case, step: Step, counted: Counted | None = None) -> Counters:
         step: of the case.
         counted: counts it; for whoever wants more of it than the counters.
     """
-    compiled = case.engine == "compiled"
     with ExitStack() as around:
         around.enter_context(torch.random.fork_rng())
         torch.manual_seed(0)
         gc.collect()
-        gc.disable()
-        around.callback(gc.enable)
-        if compiled:
+        if gc.isenabled():
+            gc.disable()
+            around.callback(gc.enable)
+        if case.engine == "compiled":
             around.enter_context(torch.compiler.set_stance("force_eager"))
         ledger, counted = around.enter_context(Ledger()), around.enter_context(counted or Counted())
         step()
         work, footprint = counted.work, ledger.footprint
-    found = Counters(
+    return Counters(
         flops=work.flops,
         dispatches=work.dispatches,
         launches=work.launches,
         traffic=work.traffic,
         peak_bytes=footprint.peak,
     )
-    return _with_graphs(found, step) if compiled else found
 
 
-def _with_graphs(found: Counters, step: Step) -> Counters:
-    """The same with what the compiler did in three steps."""
+def with_graphs(found: Counters, step: Step) -> tuple[Counters, float]:
+    """The same with what the compiler did in three steps, and the seconds of the first one, compilation in it."""
 
     def graphs() -> int:
         return int(compiler["stats"]["unique_graphs"])
 
     before, broken = graphs(), sum(compiler["graph_break"].values())
+    begin = time.perf_counter()
     step()
-    first = graphs()
+    seconds, first = time.perf_counter() - begin, graphs()
     for _ in range(2):
         step()
-    return Counters(
-        **{
-            **found.as_dict(),
-            "graphs": first - before,
-            "breaks": sum(compiler["graph_break"].values()) - broken,
-            "recompiles": graphs() - first,
-        }
-    )
+    breaks = sum(compiler["graph_break"].values()) - broken
+    return replace(found, graphs=first - before, breaks=breaks, recompiles=graphs() - first), seconds

@@ -9,16 +9,17 @@ two commits on one machine and has a file of its own (`bench.versus`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench.counters import Counters
+from fastdistill.files import write_whole
 
 DONE, REGRESSION, NO_BASELINE = 0, 3, 4
 COMMITTED = Path(__file__).parent / "baseline.json"
-_SLACK = 0.6  # of a measured speed-up is the bound that is written; shared machines move by nearly as much
+_SLACK = 0.65  # of a measured speed-up is the bound that is written; shared machines move by nearly as much
 Found = Mapping[str, Any]
 
 
@@ -27,8 +28,8 @@ class Baseline:
     """Committed figures.
 
     Attributes:
-        exact: by set, version of torch and benchmark, the counters.
-        ratio: by set and benchmark, the least speed-up over the textbook.
+        exact: by set and device, version of torch and benchmark, the counters.
+        ratio: by set and device, and benchmark, the least speed-up over the textbook.
     """
 
     exact: dict[str, dict[str, dict[str, dict[str, int]]]] = field(default_factory=dict)
@@ -55,22 +56,56 @@ class Baseline:
 
     def write(self, path: Path) -> None:
         """To a file, the same bytes for the same figures."""
-        path.write_text(json.dumps({"exact": self.exact, "ratio": self.ratio}, indent=1, sort_keys=True) + "\n")
+        text = json.dumps({"exact": self.exact, "ratio": self.ratio}, indent=1, sort_keys=True) + "\n"
+        write_whole(path, text.encode())
 
-    def updated(self, found: Sequence[Found], *, chosen: str, torch_version: str) -> Baseline:
-        """The same with the figures of a run in place of those of its set and version of torch.
+    def updated(self, run: Run) -> Baseline:
+        """The same with the figures of a run in place of those of its set, device and version of torch.
 
         Bounds of speed-ups that stood before are kept: they are lowered, or raised, by hand.
         """
-        counters = {entry["case"]: dict(entry["counters"]) for entry in found}
-        before = self.ratio.get(chosen, {})
+        before = self.ratio.get(run.which, {})
         bounds = {
             entry["case"]: before.get(entry["case"], round(_SLACK * entry["speedup"], 2))
-            for entry in found
+            for entry in run.found
             if "speedup" in entry
         }
-        versions = {**self.exact.get(chosen, {}), minor(torch_version): counters}
-        return Baseline(exact={**self.exact, chosen: versions}, ratio={**self.ratio, chosen: bounds})
+        counters = {entry["case"]: dict(entry["counters"]) for entry in run.found}
+        versions = {**self.exact.get(run.which, {}), run.torch: counters}
+        return Baseline(exact={**self.exact, run.which: versions}, ratio={**self.ratio, run.which: bounds})
+
+    def only(self, chosen: Callable[[str], bool]) -> Baseline:
+        """The same of some benchmarks."""
+
+        def kept(figures: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: figure for name, figure in figures.items() if chosen(name)}
+
+        exact = {
+            which: {version: kept(counters) for version, counters in versions.items()}
+            for which, versions in self.exact.items()
+        }
+        return Baseline(exact=exact, ratio={which: kept(bounds) for which, bounds in self.ratio.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run of the benchmarks found, and what of a baseline it is to be held against.
+
+    Attributes:
+        found: of every case, see `bench.table.load`.
+        which: set and device, as in short-cpu.
+        torch: the version's part that counters depend on, as in 2.13.
+    """
+
+    found: Sequence[Found]
+    which: str
+    torch: str
+
+    @classmethod
+    def of(cls, found: Sequence[Found], machine: Found) -> Run:
+        """From what `bench.table.load` gives."""
+        version = machine["environment"]["packages"]["torch"]
+        return cls(found=found, which=f"{machine['set']}-{machine['device']}", torch=minor(version))
 
 
 def minor(version: str) -> str:
@@ -78,15 +113,15 @@ def minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def has_exact(baseline: Baseline, *, chosen: str, torch_version: str) -> bool:
-    """Whether a baseline has counters to compare a run with."""
-    return bool(baseline.exact.get(chosen, {}).get(minor(torch_version)))
+def has_exact(baseline: Baseline, run: Run) -> bool:
+    """Whether a baseline has counters to hold a run against."""
+    return bool(baseline.exact.get(run.which, {}).get(run.torch))
 
 
-def exact(found: Sequence[Found], baseline: Baseline, *, chosen: str, torch_version: str) -> list[str]:
+def exact(run: Run, baseline: Baseline) -> list[str]:
     """What differs from the committed counters, a sentence each."""
-    committed = baseline.exact[chosen][minor(torch_version)]
-    now = {entry["case"]: entry["counters"] for entry in found}
+    committed = baseline.exact[run.which][run.torch]
+    now = {entry["case"]: entry["counters"] for entry in run.found}
     says = [f"{name}: expected as committed, got no such benchmark" for name in committed if name not in now]
     says += [f"{name}: expected a committed benchmark, got a new one" for name in now if name not in committed]
     for name in Counters.__dataclass_fields__:
@@ -97,18 +132,16 @@ def exact(found: Sequence[Found], baseline: Baseline, *, chosen: str, torch_vers
     return says
 
 
-def ratio(found: Sequence[Found], baseline: Baseline, *, chosen: str) -> list[str]:
+def ratio(run: Run, baseline: Baseline) -> list[str]:
     """Which speed-ups over the textbook are below their committed bounds, a sentence each."""
-    says = []
-    bounds = baseline.ratio.get(chosen, {})
-    for entry in found:
-        case = entry["case"]
-        if "speedup" in entry and case not in bounds:
-            says.append(f"{case}: expected a committed bound of its speed-up, got none")
-        elif "speedup" in entry and entry["speedup"] < bounds[case]:
-            says.append(
-                f"{case}: expected at least {bounds[case]:.2f} times the textbook's speed, got {entry['speedup']:.2f}"
-            )
+    bounds = baseline.ratio.get(run.which, {})
+    now = {entry["case"]: entry["speedup"] for entry in run.found if "speedup" in entry}
+    says = [f"{case}: expected a committed bound of its speed-up, got none" for case in now if case not in bounds]
+    for case, bound in bounds.items():
+        if case not in now:
+            says.append(f"{case}: expected a speed-up to hold against its bound {bound:.2f}, got none")
+        elif now[case] < bound:
+            says.append(f"{case}: expected at least {bound:.2f} times the textbook's speed, got {now[case]:.2f}")
     return says
 
 

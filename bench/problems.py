@@ -84,8 +84,6 @@ class Compiled(Functional):
         super().__init__(module, batching)
         # what the layout computes once, under a lock on Python 3.11, which the compiler cannot enter
         self.layout.views(torch.zeros(self.layout.size))
-        # a class's method is one code object for all its instances, and each instance has shapes of its own
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         self.value_and_gradient = torch.compile(  # type: ignore[method-assign]
             super().value_and_gradient, fullgraph=True, dynamic=False
         )

@@ -23,6 +23,7 @@ from fastdistill.config import RunConfig, StudentConfig
 from fastdistill.data.sources import RealData, load_source
 from fastdistill.evaluation.evaluate import Evaluation, evaluate_students
 from fastdistill.evaluation.protocols import protocol
+from fastdistill.files import write_whole
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.environment import describe_environment
 from fastdistill.loop.outer import outer_step
@@ -89,8 +90,8 @@ def accuracy(
 
 def measure(
     config: RunConfig, data: RealData, *, every: int, goal: float, networks: int, epochs: int
-) -> dict[str, Any]:
-    """Distils until the goal or the last step."""
+) -> Iterator[dict[str, Any]]:
+    """Distils until the goal or the last step; yields what is known after every test."""
     rows: list[dict[str, Any]] = []
     for point in distilled(config, data, every):
         found = accuracy(
@@ -106,10 +107,10 @@ def measure(
             }
         )
         print(f"step {point.step}, {point.seconds:.1f} s of distillation: {found}", flush=True)
-        if found.mean >= goal:
-            break
-    reached = rows[-1]["seconds"] if rows[-1]["accuracy_mean"] >= goal else None
-    return {"rows": rows, "goal": goal, "reached_s": reached, "networks": networks, "epochs": epochs}
+        reached = point.seconds if found.mean >= goal else None
+        yield {"rows": rows, "goal": goal, "reached_s": reached, "networks": networks, "epochs": epochs}
+        if reached is not None:
+            return
 
 
 def as_markdown(found: dict[str, Any]) -> str:
@@ -148,24 +149,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         method=matching_recipe("dc", 1, real_batch=options.real_batch, steps=options.steps),
         device=options.device,
     )
-    found = measure(
-        config,
-        data,
-        every=options.every,
-        goal=options.goal,
-        networks=options.networks,
-        epochs=options.epochs,
-    )
-    content = {
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    about = {
         "benchmark": "seconds of distillation to the published accuracy, see bench/real.py",
         "options": {name: value for name, value in vars(options).items() if name not in ("out", "root")},
         "environment": describe_environment(),
-        **found,
     }
-    out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-    out.with_suffix(".md").write_text(as_markdown(found))
+    for found in measure(
+        config, data, every=options.every, goal=options.goal, networks=options.networks, epochs=options.epochs
+    ):  # whoever stops it keeps what is there
+        write_whole(out.with_suffix(".json"), (json.dumps({**about, **found}, indent=1) + "\n").encode())
+        write_whole(out.with_suffix(".md"), as_markdown(found).encode())
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def _row(entry: Found, by_name: Mapping[str, Found], peaks: Found) -> list[str]:
         _ratio(held / students, naive.get("counters", {}).get("peak_bytes")) if entry["engine"] != "compiled" else "",
         _figure(memory / 1e6) if memory else "",
         _ratio(memory / students, naive.get("peak_memory")) if memory else "",
-        _figure(entry["first_s"]) if entry["engine"] == "compiled" else "",
+        _figure(entry["first_s"]) if "first_s" in entry else "",
     ]
 
 
@@ -129,7 +129,11 @@ def main() -> None:
     """Prints the table of a file of results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path)
-    print("\n".join(as_lines(rows_of(*load(parser.parse_args().results)))))
+    path = parser.parse_args().results
+    print("\n".join(as_lines(rows_of(*load(path)))))
+    late = json.loads(path.read_text()).get("not_measured", [])
+    if late:
+        print(f"\nNot measured for want of time: {', '.join(late)}.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The group is the problem. ``extra_info`` has what pytest-benchmark does not know: the case, its counters
 (`bench.counters`), its speed-up over the textbook (the median over rounds of the ratio within a round, per student),
-how long the first step took (compilation in it), its roofline floor, and its peak memory where asked for.
+how long the first step of a compiled one took, its roofline floor, and its peak memory where asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from bench.cases import Case, Step, computing
-from bench.counters import count
+from bench.counters import count, with_graphs
 from bench.machine import MACHINE
 from bench.peak import peak_beyond
 from bench.worker import peak_bytes
@@ -34,21 +34,20 @@ def test_step(
     case: Case, device: torch.device, benchmark: Any, keep: list[dict[str, Any]], request: pytest.FixtureRequest
 ) -> None:
     """Measures one case."""
-    option = request.config.option
+    option, machine = request.config.option, request.config.stash[MACHINE]
     step = case.make(device)
     with computing(case.precision, device):
-        begin = time.perf_counter()
-        counters = count(case, step, counted := Counted())
-        first = time.perf_counter() - begin
+        counters, first = count(case, step, counted := Counted()), None
+        if case.engine == "compiled":
+            counters, first = with_graphs(counters, step)
         expected = _seconds(step, device)
-    textbook, beside = _textbook(case, device)
-    if textbook is not None:
-        expected += _seconds(textbook, device)
+    textbook = None if case.name == case.yardstick else all_cases()[case.yardstick].make(device)
+    naive: list[float] = []
 
-    def before() -> None:
+    def beside() -> None:
         if textbook is not None:
-            with computing(all_cases()[case.yardstick].precision, device):
-                beside.append(_seconds(textbook, device))
+            with computing(case.precision, device):
+                naive.append(_seconds(textbook, device))
         synchronize(device)
 
     def timed() -> None:
@@ -56,23 +55,25 @@ def test_step(
             step()
             synchronize(device)
 
-    beside.clear()
-    rounds = min(_MOST, max(_LEAST, ceil(option.budget / max(expected, 1e-6))))
+    beside()
+    rounds = min(_MOST, max(_LEAST, ceil(option.budget / max(expected + sum(naive), 1e-6))))
+    naive.clear()
     benchmark.group = f"{case.group}/{case.problem}"
-    benchmark.pedantic(timed, setup=before, rounds=rounds, iterations=1)
+    benchmark.pedantic(timed, setup=beside, rounds=rounds, iterations=1)
     taken = benchmark.stats.stats.data
-    found = {
+    found: dict[str, Any] = {
         "case": case.name,
         "engine": case.engine,
         "precision": case.precision,
         "students": case.students,
         "images": case.images,
         "counters": counters.as_dict(),
-        "first_s": first,
-        "floor_s": _floor(case, counted, request.config.stash[MACHINE]["peaks"]),
+        "floor_s": _floor(case, counted, machine["peaks"]),
     }
-    if beside:
-        ratios = [case.students * ours / theirs for ours, theirs in zip(beside, taken, strict=True)]
+    if first is not None:
+        found["first_s"] = first
+    if naive:
+        ratios = [case.students * theirs / ours for theirs, ours in zip(naive, taken, strict=True)]
         found |= {"speedup": median(ratios), "speedup_least": min(ratios)}
     if option.memory:
         found["peak_memory"] = _peak(case, step, device)
@@ -104,10 +105,3 @@ def _peak(case: Case, step: Step, device: torch.device) -> int:
         with computing(case.precision, device):
             return peak_beyond(step, device)
     return peak_bytes(case.name, root=_ROOT, device=device.type, threads=torch.get_num_threads())
-
-
-def _textbook(case: Case, device: torch.device) -> tuple[Step | None, list[float]]:
-    """The textbook's step of the same problem, for any case but that itself."""
-    if case.name == case.yardstick:
-        return None, []
-    return all_cases()[case.yardstick].make(device), []

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -342,11 +343,13 @@ def write(out: Path, sizes: Workload, content: dict[str, Any]) -> None:
     out.with_suffix(".md").write_text(as_markdown(sizes, content))
 
 
-def in_fresh_process(sizes: Workload, method: str, program: str, steps: int, device: str) -> dict[str, Any]:
-    """`measure_memory` in a process of its own."""
+def in_fresh_process(sizes: Workload, method: str, program: str, steps: int, device: str) -> dict[str, Any] | None:
+    """`measure_memory` in a process of its own; None for what does not fit."""
     cell = json.dumps({"sizes": asdict(sizes), "method": method, "program": program, "steps": steps})
     command = [sys.executable, "-m", "bench.unrolled", "--out", "-", "--device", device, "--child", cell]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL or "OutOfMemoryError" in done.stderr:
+        return None
     if done.returncode:
         raise RuntimeError(f"expected a figure for {cell}, got {done.stderr}: look at the last line")
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -385,8 +388,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 cell = (method, program, steps)
                 others = [row for row in memory["rows"] if (row["method"], row["program"], row["steps"]) != cell]
                 if options.anew or len(others) == len(memory["rows"]):
-                    memory["rows"] = [*others, in_fresh_process(sizes, *cell, options.device)]
-                    print(memory["rows"][-1], flush=True)
+                    row = in_fresh_process(sizes, *cell, options.device)
+                    print(row or f"{cell} does not fit", flush=True)
+                    memory["rows"] = [*others, row] if row else others
                     write(out, sizes, content)
     if "time" in options.parts:
         kept = [row for row in content.get("time", {}).get("rows", []) if row["method"] not in options.methods]

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -79,6 +80,7 @@ def worktree(root: Path, revision: str) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "base"
+        subprocess.run(["git", "-C", str(root), "worktree", "prune"], capture_output=True)  # of one that was killed
         command = ["git", "-C", str(root), "worktree", "add", "--detach", str(path), "--end-of-options", revision]
         made = subprocess.run(command, capture_output=True, text=True)
         if made.returncode:
@@ -94,16 +96,11 @@ def worktree(root: Path, revision: str) -> Iterator[Path]:
 
 
 def compare(
-    root: Path,
-    revision: str,
-    names: Sequence[str],
-    *,
-    device: str,
-    threads: int,
-    rounds: int,
-    say: Callable[[str], None],
-) -> tuple[list[Comparison], list[str]]:
-    """Times benchmarks at a revision and as they are now.
+    root: Path, revision: str, names: Sequence[str], *, device: str, threads: int, rounds: int
+) -> Iterator[Comparison | str]:
+    """Times benchmarks at a revision and as they are now, and yields each as soon as it is done.
+
+    A benchmark that the revision does not have comes as its name alone.
 
     Args:
         root: of this checkout.
@@ -112,37 +109,37 @@ def compare(
         device: cpu or cuda.
         threads: CPU threads.
         rounds: of each.
-        say: called with a line about every benchmark that the revision does not have.
-
-    Returns:
-        The comparisons, and the names that the revision does not have.
 
     Raises:
         FileNotFoundError: see `worktree`.
+        RuntimeError: where one of the two processes dies.
     """
-    found, missing = [], []
     with (
         worktree(root, revision) as path,
-        start(path, device=device, threads=threads) as base,
-        start(root, device=device, threads=threads) as head,
+        _worker(path, device, threads) as base,
+        _worker(root, device, threads) as head,
     ):
         for name in names:
             if "missing" in ask(base, "make", name):
-                missing.append(name)
-                say(f"{name}: not in {revision}, so there is nothing to compare it with")
+                yield name
                 continue
             ask(head, "make", name)
-            for worker in (base, head):  # once more: the first step does what later ones need not
-                ask(worker, "time", name)
+            before, now = partial(_seconds, base, name), partial(_seconds, head, name)
+            for timer in (before, now):  # once more: the first step does what later ones need not
+                timer()
+            yield alternate(name, before, now, rounds)
 
-            def timer(worker: subprocess.Popen[str] = base, name: str = name) -> float:
-                return float(ask(worker, "time", name)["seconds"])
 
-            def other(worker: subprocess.Popen[str] = head, name: str = name) -> float:
-                return float(ask(worker, "time", name)["seconds"])
+@contextlib.contextmanager
+def _worker(root: Path, device: str, threads: int) -> Iterator[subprocess.Popen[str]]:
+    """A worker that is gone afterwards, whatever happens."""
+    process = start(root, device=device, threads=threads)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
-            found.append(alternate(name, timer, other, rounds))
-        for worker in (base, head):
-            assert worker.stdin is not None
-            worker.stdin.close()
-    return found, missing
+
+def _seconds(worker: subprocess.Popen[str], name: str) -> float:
+    return float(ask(worker, "time", name)["seconds"])

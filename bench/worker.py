@@ -23,6 +23,8 @@ from bench.peak import peak_beyond
 from bench.workloads import all_cases
 from fastdistill.loop.peaks import synchronize
 
+_LEAST_S = 0.02  # of a round: shorter ones measure the clock and the scheduler
+
 
 class Worker:
     """Holds the case that was made last.
@@ -49,15 +51,18 @@ class Worker:
             self._made = case, step
             return {"seconds": self._seconds(case, step)}
         assert self._made is not None and self._made[0] is case, "make a case before it is timed"
-        return {"seconds": self._seconds(*self._made)}
+        return {"seconds": self._seconds(*self._made, least=_LEAST_S)}
 
-    def _seconds(self, case: Case, step: Step) -> float:
+    def _seconds(self, case: Case, step: Step, least: float = 0.0) -> float:
+        """Of one step; of a short one the mean of as many as take the least time."""
         with computing(case.precision, self._device):
             synchronize(self._device)
-            begin = time.perf_counter()
-            step()
-            synchronize(self._device)
-            return time.perf_counter() - begin
+            begin, steps = time.perf_counter(), 0
+            while not steps or time.perf_counter() - begin < least:
+                step()
+                synchronize(self._device)
+                steps += 1
+            return (time.perf_counter() - begin) / steps
 
     def _memory(self, case: Case) -> int:
         """Most bytes of two steps beyond what is held before them; on the CPU those of this whole process."""
@@ -71,7 +76,7 @@ class Worker:
 
 
 def start(root: Path, *, device: str, threads: int) -> subprocess.Popen[str]:
-    """A worker on the source tree below ``root``."""
+    """A worker on the source tree below ``root``, whom signals to this process's group do not reach."""
     return subprocess.Popen(
         [sys.executable, "-m", "bench.worker", "--device", device, "--threads", str(threads)],
         cwd=root,
@@ -79,6 +84,7 @@ def start(root: Path, *, device: str, threads: int) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 

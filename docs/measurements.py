@@ -170,7 +170,7 @@ def read_machine(folder: Path) -> Machine:
     """
     sources: list[Source] = []
     steps: dict[str, Step] = {}
-    for path in sorted(folder.glob("bench.json" if folder.name == CPU else "steps*.json")):
+    for path in sorted(path for name in ("bench", "kernels", "steps*") for path in folder.glob(f"{name}.json")):
         found, machine = load(path)
         sources.append(source_of(path, machine["environment"], machine["threads"], machine["peaks"]))
         steps |= {entry["case"]: step for entry, step in zip(found, steps_of(found, machine["peaks"]), strict=True)}
@@ -225,7 +225,7 @@ def steps_of(found: list[dict[str, Any]], peaks: Values) -> list[Step]:
                 held=counters["peak_bytes"],
                 peak=peak,
                 memory_ratio=ours / entry["students"] / theirs if ours and theirs else None,
-                first=entry["first_s"],
+                first=entry.get("first_s", 0.0),
                 peaks=Peaks(flops=matmul, bandwidth=peaks["copy_bytes_per_s"], launch=peaks["launch_s"]),
             )
         )

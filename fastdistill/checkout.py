@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 BENCH = Path("bench", "__main__.py")
 
@@ -26,15 +26,15 @@ def find_checkout(here: Path) -> Path:
     )
 
 
-def run_bench(words: Sequence[str], here: Path) -> int:
-    """Runs the benchmarks of the checkout that a folder belongs to, on its own sources, and returns the exit code.
+def run_bench(words: Sequence[str], here: Path) -> NoReturn:
+    """Becomes the benchmarks of the checkout that a folder belongs to, on its own sources; does not return.
 
-    Relative paths among the words are as they are from ``here``.
+    Relative paths among the words are as they are from ``here``, which has to be where the process is.
 
     Raises:
         ValueError: see `find_checkout`.
     """
     root = find_checkout(here)
     sources = os.pathsep.join(map(str, (root, root / "kernels")))
-    command = [sys.executable, "-m", "bench", *words]
-    return subprocess.run(command, cwd=here, env={**os.environ, "PYTHONPATH": sources}).returncode
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-m", "bench", *words], {**os.environ, "PYTHONPATH": sources})

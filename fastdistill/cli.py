@@ -293,7 +293,7 @@ def _baseline(words: list[str]) -> int:
 def _bench(words: list[str]) -> int:
     from fastdistill.checkout import run_bench
 
-    return run_bench(words, Path.cwd())
+    run_bench(words, Path.cwd())
 
 
 def _profile(words: list[str]) -> int:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from fastdistill.files import write_whole
 from fastdistill.loop.environment import describe_environment
 
+_OURS = ("fastdistill", "fastdistill_kernels", "bench", "tests")
 _MISSING = re.compile(r"No module named '(\w+)")
 
 
@@ -27,7 +29,7 @@ def summary(report: Path) -> dict[str, Any]:
         children = {child.tag: child for child in case if child.tag in ("failure", "error", "skipped")}
         outcome, child = next(iter(children.items()), ("passed", None))
         missing = _MISSING.search(child.text or "") if outcome == "error" and child is not None else None
-        if missing:
+        if missing and missing.group(1) not in _OURS:
             outcome = "left out"
             needed.add(missing.group(1))
         elif outcome in ("failure", "error"):
@@ -42,17 +44,25 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines = [f"Tests on the device: {counts}."]
     if found["needed"]:
         lines.append(f"Files of tests were left out for want of {', '.join(found['needed'])}.")
+    if not found.get("whole", True):
+        lines.append("They were cut off before the end.")
     return "\n".join([*lines, *(f"- {name}" for name in found["failed"])]) + "\n"
 
 
 def main() -> int:
-    """Writes ``tests.json`` and ``tests.md`` beside ``tests.xml``; 1 where a test failed or none passed."""
-    out = Path(sys.argv[1])
-    found = summary(out / "tests.xml")
-    (out / "tests.json").write_text(json.dumps({**found, "environment": describe_environment()}, indent=1) + "\n")
-    (out / "tests.md").write_text(as_markdown(found))
+    """Writes ``tests.json`` and ``tests.md`` beside ``tests.xml``.
+
+    The words are the folder and pytest's exit code. Returns 1 where a test failed, none passed, or not all ran.
+    """
+    out, code = Path(sys.argv[1]), int(sys.argv[2])
+    if not (out / "tests.xml").exists():
+        print(f"expected pytest to leave {out / 'tests.xml'}, got exit code {code} and no file", file=sys.stderr)
+        return 1
+    found = {**summary(out / "tests.xml"), "whole": code in (0, 1), "environment": describe_environment()}
+    write_whole(out / "tests.json", (json.dumps(found, indent=1) + "\n").encode())
+    write_whole(out / "tests.md", as_markdown(found).encode())
     print(as_markdown(found), end="")
-    return int(bool(found["failed"]) or not found["outcomes"].get("passed"))
+    return int(bool(found["failed"]) or not found["outcomes"].get("passed") or not found["whole"])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bench.cases import Case
 from bench.workloads import (
     data,
@@ -16,7 +18,7 @@ from bench.workloads import (
     unrolled,
 )
 
-__all__ = ["all_cases"]
+__all__ = ["all_cases", "chosen_cases"]
 
 
 def all_cases() -> dict[str, Case]:
@@ -37,3 +39,14 @@ def all_cases() -> dict[str, Case]:
     names = {case.name: case for case in found}
     assert len(names) == len(found), "two cases have one name"
     return names
+
+
+def chosen_cases(which: str, device: str, only: Sequence[str] = ()) -> list[Case]:
+    """The cases of a set, short or full, that run on a device and whose names contain any of some parts, or all."""
+    return [
+        case
+        for name, case in all_cases().items()
+        if (which == "full" or case.short)
+        and (device == "cuda" or (not case.cuda and case.precision == "float32"))
+        and (not only or any(part in name for part in only))
+    ]

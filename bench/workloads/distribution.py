@@ -60,5 +60,6 @@ def cases() -> list[Case]:
             students=(1, 4, 16, 64),
             short=(16,) if small else (),
             cpu=64 if small else 4,
+            precisions=not small,
         )
     return found

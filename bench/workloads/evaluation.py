@@ -9,15 +9,14 @@ import torch
 
 from bench.cases import Case, Step, family
 from bench.naive.evaluation import train_and_test
-from bench.problems import CLASSES, DIGITS, Problem
+from bench.problems import CIFAR10, CLASSES, DIGITS, MNIST, Problem
 from fastdistill.evaluation.evaluate import evaluate_students
 from fastdistill.evaluation.protocols import protocol
 from fastdistill.students.ensemble import student_module
 from fastdistill.students.training import image_fetch
 
 GROUP = "evaluation"
-MIDDLE = Problem(name="mnist", shape=(1, 28, 28), width=32)
-WIDE = Problem(name="cifar10", shape=(3, 32, 32), width=128)
+NARROW = Problem(name="mnist-32", shape=MNIST.shape, width=32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +32,12 @@ class Length:
     epochs: int
 
 
-LENGTHS = {"digits": Length(ipc=1, epochs=30), "mnist": Length(ipc=10, epochs=15), "cifar10": Length(ipc=10, epochs=30)}
+LENGTHS = {
+    "digits": Length(ipc=1, epochs=30),
+    "mnist-32": Length(ipc=10, epochs=15),
+    "mnist": Length(ipc=10, epochs=30),
+    "cifar10": Length(ipc=10, epochs=30),
+}
 
 
 def _set(problem: Problem, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,7 +78,7 @@ def engine(problem: Problem, students: int, _primitive: str, device: torch.devic
 def cases() -> list[Case]:
     """All of this workload."""
     found = []
-    for problem in (DIGITS, MIDDLE, WIDE):
+    for problem in (DIGITS, NARROW, MNIST, CIFAR10):
         length, small = LENGTHS[problem.name], problem.name == "digits"
         found += family(
             GROUP,
@@ -84,6 +88,7 @@ def cases() -> list[Case]:
             engine=partial(engine, problem),
             students=(1, 4, 16, 64) if small else (1, 4, 20, 64),
             short=(16,) if small else (),
-            cpu={DIGITS: 64, MIDDLE: 20, WIDE: 0}[problem],
+            cpu={DIGITS: 64, NARROW: 20}.get(problem, 0),
+            precisions=not small,
         )
     return found

@@ -67,5 +67,6 @@ def cases() -> list[Case]:
             compiled=(4,) if small else (),
             short_compiled=(4,) if small else (),
             cpu=64 if small else 0,
+            precisions=not small,
         )
     return found

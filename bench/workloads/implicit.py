@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from bench.cases import Case, Step, family
 from bench.naive.implicit import image_gradient, neumann
-from bench.problems import CLASSES, DIGITS, MNIST, PRIMITIVES, Problem, any_batch, engine_step, fresh_weights
+from bench.problems import CIFAR10, CLASSES, DIGITS, MNIST, PRIMITIVES, Problem, any_batch, engine_step, fresh_weights
 from fastdistill.method_configs import ImplicitConfig
 
 GROUP = "implicit"
@@ -63,7 +63,7 @@ def engine(problem: Problem, students: int, primitive: str, device: torch.device
 def cases() -> list[Case]:
     """All of this workload."""
     found = []
-    for problem in (DIGITS, MNIST):
+    for problem in (DIGITS, MNIST, CIFAR10):
         small = problem.name == "digits"
         found += family(
             GROUP,
@@ -75,5 +75,6 @@ def cases() -> list[Case]:
             short=(16,) if small else (),
             compiled=(16,) if small else (),
             cpu=64 if small else 0,
+            precisions=not small,
         )
     return found

@@ -68,5 +68,6 @@ def cases() -> list[Case]:
             short=(1, 16) if small else (),
             compiled=(1, 4, 16) if small and method == "dc" else (),
             cpu={"digits": 64, "mnist": 4, "cifar10": 0}[problem.name],
+            precisions=not small,
         )
     return found

@@ -67,5 +67,6 @@ def cases() -> list[Case]:
                 short=(4,) if small and kind == "hessian" else (),
                 compiled=(4,) if small else (),
                 cpu=64 if small else 4,
+                precisions=not small,
             )
     return found

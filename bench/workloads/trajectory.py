@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 
 import torch
 
 from bench.cases import Case, Step, family
 from bench.naive.trajectory import mtt, tesla
 from bench.naive.unrolled import Training
-from bench.problems import CLASSES, DIGITS, PRIMITIVES, Problem, engine_step, fresh_weights
+from bench.problems import CIFAR10, CLASSES, DIGITS, MNIST, PRIMITIVES, Problem, engine_step, fresh_weights
 from fastdistill.method_configs import TrajectoryConfig
 
 GROUP = "trajectory"
 _RATE, _NEAR = 0.01, 0.01
-CIFAR10 = Problem(name="cifar10", shape=(3, 32, 32), width=128)
-LENGTHS = {"digits": (1, 10), "cifar10": (10, 10)}  # images a class, steps
+LENGTHS = {"digits": (1, 10), "mnist": (1, 10), "cifar10": (10, 10)}  # images a class, steps
 
 
 def naive(method: str, problem: Problem, device: torch.device) -> Step:
@@ -67,7 +67,7 @@ def engine(method: str, problem: Problem, students: int, primitive: str, device:
 def cases() -> list[Case]:
     """All of this workload."""
     found = []
-    for method, problem in (("mtt", DIGITS), ("tesla", DIGITS), ("mtt", CIFAR10), ("tesla", CIFAR10)):
+    for method, problem in product(("mtt", "tesla"), (DIGITS, MNIST, CIFAR10)):
         (ipc, steps), small = LENGTHS[problem.name], problem.name == "digits"
         found += family(
             GROUP,
@@ -79,5 +79,6 @@ def cases() -> list[Case]:
             short=(16,) if small else (),
             compiled=(16,) if small else (),
             cpu=64 if small else 0,
+            precisions=not small,
         )
     return found

@@ -9,13 +9,12 @@ import torch
 
 from bench.cases import Case, Step, family
 from bench.naive.unrolled import Training, cycled, hypergradient, inverse_softplus
-from bench.problems import CLASSES, DIGITS, PRIMITIVES, Problem, any_batch, engine_step, fresh_weights
+from bench.problems import CIFAR10, CLASSES, DIGITS, MNIST, PRIMITIVES, Problem, any_batch, engine_step, fresh_weights
 from fastdistill.method_configs import UnrolledConfig
 
 GROUP = "unrolled"
 _RATE = 0.02
 LENET = Problem(name="lenet", shape=(1, 28, 28), width=1, architecture="lenet")
-CIFAR10 = Problem(name="cifar10", shape=(3, 32, 32), width=128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,7 @@ class Length:
 LENGTHS = {
     "digits": Length(ipc=1, steps=10, real=256),
     "lenet": Length(ipc=1, steps=30, real=1024),
+    "mnist": Length(ipc=1, steps=10, real=256),
     "cifar10": Length(ipc=10, steps=10, real=256),
 }
 
@@ -78,6 +78,7 @@ def cases() -> list[Case]:
     for problem, students, cpu in (
         (DIGITS, (1, 4, 16, 64), 64),
         (LENET, (1, 4, 8, 16), 16),
+        (MNIST, (1, 4, 16, 64), 0),
         (CIFAR10, (1, 4, 16, 64), 0),
     ):
         length, small = LENGTHS[problem.name], problem.name == "digits"
@@ -91,5 +92,6 @@ def cases() -> list[Case]:
             short=(1, 16) if small else (),
             compiled=(1, 16) if small else (),
             cpu=cpu,
+            precisions=not small,
         )
     return found

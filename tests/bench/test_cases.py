@@ -65,7 +65,7 @@ def test_a_family_has_the_textbook_and_every_number_of_students():
 
 
 def test_large_problems_are_for_gpus_and_have_their_precisions():
-    found = family("g", "p", images=3, naive=make, engine=make, students=(1, 16), cpu=4)
+    found = family("g", "p", images=3, naive=make, engine=make, students=(1, 16), cpu=4, precisions=True)
     assert {case.name: case.cuda for case in found} == {
         "g/p/naive/S1": False,
         "g/p/functional/S1": False,
@@ -86,3 +86,12 @@ def test_a_precision_lasts_as_long_as_its_block():
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
     with computing("bf16", CPU):
         assert (torch.ones(4, 4) @ torch.ones(4, 4)).dtype == torch.bfloat16
+
+
+def test_mixed_precision_sees_weights_that_have_moved():
+    layer, images = torch.nn.Linear(3, 2, bias=False), torch.ones(1, 3)
+    with computing("bf16", CPU):
+        before = layer(images)
+        with torch.no_grad():
+            layer.weight.add_(5)
+        assert not torch.equal(layer(images), before)

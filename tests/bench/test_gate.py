@@ -9,7 +9,7 @@ from bench.cases import Case
 from bench.counters import count
 from bench.workloads import all_cases, references
 
-TORCH = "2.13.0+cpu"
+MACHINE = {"environment": {"packages": {"torch": "2.13.0+cpu"}}, "set": "short", "device": "cpu"}
 NAME = "references/match-ours-digits/functional/S16"
 
 
@@ -20,8 +20,12 @@ def entry(case: Case, **further):
     return {"case": case.name, "counters": found.as_dict(), **further}
 
 
+def run(found, version="2.13.0+cpu", **changes):
+    return gate.Run.of(found, {**MACHINE, "environment": {"packages": {"torch": version}}, **changes})
+
+
 def compared(found, baseline):
-    return gate.exact(found, baseline, chosen="short", torch_version=TORCH)
+    return gate.exact(run(found), baseline)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,7 @@ def found():
 
 @pytest.fixture
 def baseline(found, tmp_path):
-    made = gate.Baseline().updated(found, chosen="short", torch_version=TORCH)
+    made = gate.Baseline().updated(run(found))
     made.write(tmp_path / "baseline.json")
     return gate.Baseline.read(tmp_path / "baseline.json")
 
@@ -40,7 +44,7 @@ def baseline(found, tmp_path):
 def test_the_same_figures_pass(found, baseline):
     again = [entry(all_cases()[one["case"]]) for one in found]
     assert compared(again, baseline) == []
-    assert gate.ratio(found, baseline, chosen="short") == []
+    assert gate.ratio(run(found), baseline) == []
 
 
 def planted(monkeypatch, plant):
@@ -83,23 +87,39 @@ def test_a_deleted_benchmark_fails(found, baseline):
 
 
 def test_a_speed_up_below_its_bound_fails(found, baseline):
-    slow = [{**found[0], "speedup": 11.9}]
-    assert gate.ratio(slow, baseline, chosen="short") == [
-        f"{NAME}: expected at least 12.00 times the textbook's speed, got 11.90"
-    ]
-    assert gate.ratio([{**found[0], "speedup": 12.1}], baseline, chosen="short") == []
-    assert "got none" in gate.ratio([{**found[0], "case": "new"}], baseline, chosen="short")[0]
+    bound = baseline.ratio["short-cpu"][NAME]
+    assert bound == round(gate._SLACK * 20, 2)
+    slow = run([{**found[0], "speedup": 0.99 * bound}])
+    (says,) = gate.ratio(slow, baseline)
+    assert says == f"{NAME}: expected at least {bound:.2f} times the textbook's speed, got {0.99 * bound:.2f}"
+    assert gate.ratio(run([{**found[0], "speedup": 1.01 * bound}]), baseline) == []
 
 
-def test_an_update_keeps_bounds_and_other_versions(found, baseline):
+def test_a_speed_up_without_a_bound_and_a_bound_without_a_speed_up_fail(found, baseline):
+    new = gate.ratio(run([{**found[0], "case": "new"}]), baseline)
+    assert new[0] == "new: expected a committed bound of its speed-up, got none"
+    assert new[1].startswith(f"{NAME}: expected a speed-up to hold against its bound")
+
+
+def test_an_update_keeps_bounds_versions_and_devices(found, baseline):
     faster = [{**found[0], "speedup": 100.0}, {**found[1], "case": "further", "speedup": 2.0}]
-    updated = baseline.updated(faster, chosen="short", torch_version="2.14.1")
-    assert updated.ratio["short"] == {NAME: 12.0, "further": 1.2}
-    assert set(updated.exact["short"]) == {"2.13", "2.14"}
-    assert set(updated.exact["short"]["2.14"]) == {NAME, "further"}
-    assert gate.has_exact(updated, chosen="short", torch_version="2.14.0")
-    assert not gate.has_exact(updated, chosen="short", torch_version="2.12.0")
-    assert not gate.has_exact(updated, chosen="full", torch_version="2.14.0")
+    updated = baseline.updated(run(faster, "2.14.1")).updated(run(faster, device="cuda"))
+    assert updated.ratio["short-cpu"] == {
+        NAME: baseline.ratio["short-cpu"][NAME],
+        "further": round(gate._SLACK * 2, 2),
+    }
+    assert set(updated.exact["short-cpu"]) == {"2.13", "2.14"}
+    assert set(updated.exact["short-cpu"]["2.14"]) == {NAME, "further"}
+    assert set(updated.exact["short-cuda"]) == {"2.13"}
+    assert gate.has_exact(updated, run(faster, "2.14.0"))
+    assert not gate.has_exact(updated, run(faster, "2.12.0"))
+    assert not gate.has_exact(updated, run(faster, set="full"))
+
+
+def test_only_some_are_held(found, baseline):
+    some = baseline.only(lambda name: "naive" in name)
+    assert set(some.exact["short-cpu"]["2.13"]) == {found[1]["case"]}
+    assert some.ratio == {"short-cpu": {}}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"exact": 3, "ratio": []}), "\x00"])
@@ -113,7 +133,7 @@ def test_a_damaged_baseline_is_refused_in_one_sentence(content, tmp_path):
 def test_the_committed_baseline_has_every_short_benchmark():
     committed = gate.Baseline.read(gate.COMMITTED)
     short = {name for name, case in all_cases().items() if case.short}
-    for version, counters in committed.exact["short"].items():
+    for version, counters in committed.exact["short-cpu"].items():
         assert set(counters) == short, version
-    assert set(committed.ratio["short"]) == {name for name in short if "/naive/" not in name}
-    assert all(bound > 0 for bound in committed.ratio["short"].values())
+    assert set(committed.ratio["short-cpu"]) == {name for name in short if "/naive/" not in name}
+    assert all(bound > 0 for bound in committed.ratio["short-cpu"].values())
