@@ -20,7 +20,8 @@ class ProfileConfig:
         run: whose steps; its name and output say where the profile goes.
         profile_steps: steps of every kind (students begin, train on, end) that are profiled.
         warmup: steps before any measurement.
-        max_students: largest number of students of the sweep; it doubles from 1 as long as memory holds them.
+        max_students: largest number of students of the sweep, which doubles from 1 and ends earlier where memory does
+            or where two doublings gain less than 2 %; 0 goes on to the memory limit whatever the gain.
         random_images: take random bytes in the data set's shape and number, and random experts, instead of reading any.
     """
 
@@ -31,8 +32,8 @@ class ProfileConfig:
     random_images: bool = False
 
     def __post_init__(self) -> None:
-        at_least(1, profile_steps=self.profile_steps, max_students=self.max_students)
-        at_least(0, warmup=self.warmup)
+        at_least(1, profile_steps=self.profile_steps)
+        at_least(0, warmup=self.warmup, max_students=self.max_students)
 
     @property
     def folder(self) -> Path:

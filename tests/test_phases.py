@@ -39,6 +39,16 @@ METHODS = {
         ["ift/digits-1-cpu", "--method.inner_steps=2", "--method.terms=2", "--method.real_batch=8"],
         TRAINED | {phases.FRESH, phases.REAL_GRADIENTS},
     ),
+    "augmented implicit": (
+        [
+            "ift/digits-1-cpu",
+            "--method.inner_steps=2",
+            "--method.terms=2",
+            "--method.real_batch=8",
+            "--method.augmentation=color_crop",
+        ],
+        TRAINED | {phases.FRESH, phases.REAL_GRADIENTS, phases.AUGMENTATION},
+    ),
 }
 
 

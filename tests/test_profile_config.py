@@ -10,7 +10,7 @@ from fastdistill.options import parse_profile, parse_run
 from fastdistill.profile_config import ProfileConfig
 
 
-@pytest.mark.parametrize("changes", [{"profile_steps": 0}, {"max_students": 0}, {"warmup": -1}])
+@pytest.mark.parametrize("changes", [{"profile_steps": 0}, {"max_students": -1}, {"warmup": -1}])
 def test_numbers_out_of_range_are_refused(changes):
     (name,) = changes
     with pytest.raises(ValueError, match=f"expected {name} of at least"):
@@ -21,6 +21,7 @@ def test_it_is_frozen_and_says_where_the_profile_goes():
     config = ProfileConfig(run=RunConfig(name="mine", output="there"))
     assert config.folder == Path("there/mine")
     assert config.as_dict()["name"] == "mine" and config.as_dict()["max_students"] == 64
+    assert ProfileConfig(max_students=0).max_students == 0  # no limit
     with pytest.raises(FrozenInstanceError):
         config.warmup = 3
 

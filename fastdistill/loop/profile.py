@@ -23,9 +23,7 @@ from fastdistill.loop.breakdown import Breakdown, breakdown
 from fastdistill.loop.environment import (
     available_memory,
     describe_environment,
-    peak_memory_mb,
     release_freed_memory,
-    resident_memory,
 )
 from fastdistill.loop.memory import Forecast, forecast_here, refuse_what_does_not_fit
 from fastdistill.loop.opened_experts import open_experts
@@ -82,20 +80,17 @@ def _profile(config: ProfileConfig, data: RealData | None, progress: Silent) -> 
     torch.backends.cudnn.allow_tf32 = plan.tf32
     predicted = forecast_here(run, plan, sizes, judge=False)
     refuse_what_does_not_fit(predicted, available_memory(device), partial(savings, run, plan, sizes))
-    resident, reached = resident_memory(), round(peak_memory_mb(torch.device("cpu")) * 1e6)
     kept, held_out = stratified_split(data.train.labels, run.data.validation_fraction, run.seed)
     train = data.train.subset(kept).to(device)
     others = data.train.subset(held_out).to(device), data.test.to(device)  # a run holds them too
     experts = _experts(config, train)
-    # before anything else that takes memory, since the process's peak only rises
+    # before anything else that takes memory, which the process might keep
     found = sweep(
         run,
         train,
         sizes,
         most=config.max_students,
         warmup=config.warmup,
-        resident=resident,
-        reached=reached,
         experts=experts,
         said=lambda row: progress.say(_said(row)),
     )
@@ -169,6 +164,7 @@ def _throughput(found: Sweep) -> dict[str, Any]:
         "rows": [asdict(row) for row in found.rows],
         "best": best and best.students,
         "ended": found.ended,
+        "base_bytes": found.base_bytes,
     }
 
 

@@ -40,4 +40,4 @@ class RandomExperts:
 
     def at(self, experts: Tensor, epochs: Tensor, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Weights ``[S, P]`` after epochs ``[S]``."""
-        return (self.weights * (1 + _PACE * epochs)[:, None]).to(device, dtype)
+        return (self.weights.to(device) * (1 + _PACE * epochs.to(device))[:, None]).to(dtype)

@@ -14,6 +14,7 @@ rarer, and the Gauss-Newton product has none.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +40,7 @@ from fastdistill.methods.inner_batches import InnerBatches
 from fastdistill.methods.inner_training import inner_optimizer, one_hot_labels, refuse_buffers, shown
 from fastdistill.methods.outer_gradient import OuterGradient, gathered, runs_of
 from fastdistill.methods.primitives import Primitives
-from fastdistill.phases import DATA, REAL_GRADIENTS, SECOND_ORDER, TRAINING, phase
+from fastdistill.phases import AUGMENTATION, DATA, REAL_GRADIENTS, SECOND_ORDER, TRAINING, phase
 from fastdistill.students.ensemble import Ensemble, Students
 
 # (outer step, students [S]) to real images [S, B, D, H, W] and labels [S, B]
@@ -202,12 +203,14 @@ class Implicit:
         weights, states = [], []
         for start in range(0, len(students.indices), self._chunk):
             part = students.some(slice(start, start + self._chunk))
+            with self._showing():
+                batch = self._batches(learned, part.indices, start, step)(0)
             with phase(TRAINING):
                 trained, state = advance(
                     self._primitives.synthetic,
                     part.weights,
                     part.buffers,
-                    _always(self._batches(learned, part.indices, start, step)(0)),
+                    _always(batch),
                     self._steps(learned, len(part.indices), step),
                     state=_state(part),
                 )
@@ -230,7 +233,7 @@ class Implicit:
         eigenvalues: list[Tensor] = []
 
         def cotangents(part: Students, start: int) -> tuple[dict[str, Tensor], Tensor]:
-            with phase(DATA):
+            with self._showing():
                 batches = self._batches(learned, part.indices, start, step)
                 seen = batches(0)
             apply = curvature(self._config, self._primitives.synthetic, part.weights, *seen)
@@ -246,7 +249,7 @@ class Implicit:
                 labels=self._config.learn_labels,
             )
             systems.append(found.solution)
-            with phase(DATA):
+            with self._showing():  # the way back from what students were shown to the images
                 batches.pull(0, found.images, found.labels)
             return self._with_penalty(learned, batches.found, found.loss, start)
 
@@ -309,6 +312,10 @@ class Implicit:
             run=touched[0][0] if len(touched) == 1 else None,
             view=shown(self._strategy, seed=self._seed, step=step, students=indices),
         )
+
+    def _showing(self) -> AbstractContextManager[object]:
+        """The label of what students are shown; none where that is the images as they are."""
+        return phase(AUGMENTATION) if self._strategy.operations else nullcontext()
 
     def _runs(self, start: int, count: int) -> Tensor:
         """The run of each of some students, ``[S]``."""

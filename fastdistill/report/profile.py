@@ -15,14 +15,14 @@ from rich.text import Text
 from fastdistill.files import write_whole
 from fastdistill.report.cells import Cell, Column, Table, figure, words
 from fastdistill.report.folder import flat
-from fastdistill.report.formats import count, duration, megabytes, operations, rate
+from fastdistill.report.formats import count, duration, operations, rate
 from fastdistill.report.render import render
 from fastdistill.talkative import PatientConsole
 
 PROFILE, TRACE, PLOT, PAGE = "profile.json", "trace.json.gz", "throughput.png", "report.html"
 _LINE, _BEST = "#0072B2", "#D55E00"  # blue and vermillion of Okabe and Ito
 _PHASES = ("time", "share", "operations", "bytes", "launches", "peak memory", "bound", "floor / time")
-_STUDENTS = ("a step", "students/s", "images/s", "peak memory", "predicted")
+_STUDENTS = ("a step", "students/s", "images/s", "measured", "predicted", "predicted / measured", "in all")
 Values = Mapping[str, Any]
 
 
@@ -58,6 +58,7 @@ def profile_page(profile: Values, picture: bytes) -> bytes:
         machine=machine(profile),
         throughput=throughput_table(throughput),
         best=best_said(throughput),
+        base=size(throughput["base_bytes"]),
         plot=picture,
         on_cuda=profile["plan"]["device"] == "cuda",
         config=yaml.safe_dump(profile["config"], sort_keys=False),
@@ -127,7 +128,7 @@ def steps_said(profile: Values) -> str:
 
 def best_said(throughput: Values) -> str:
     """The best number of students and why there are no more, as sentences."""
-    ended = f"The sweep ended because {throughput['ended']}."
+    ended = f"The sweep ended {throughput['ended']}."
     best = next((row for row in throughput["rows"] if row["students"] == throughput["best"]), None)
     if best is None:
         return ended
@@ -158,7 +159,7 @@ def _phase(phase: Values) -> tuple[Cell, ...]:
 
 def throughput_table(throughput: Values) -> Table:
     """Throughput by the number of students, a row each."""
-    columns = tuple(Column(name=name) for name in ("students S", *_STUDENTS, "predicted / measured"))
+    columns = tuple(Column(name=name) for name in ("students S", *_STUDENTS))
     rows: list[tuple[Cell, ...]] = []
     for row in throughput["rows"]:
         look = "strong" if row["students"] == throughput["best"] else ""
@@ -169,9 +170,10 @@ def throughput_table(throughput: Values) -> Table:
                 figure(row["seconds"], duration, look=look),
                 figure(row["students_per_s"], _three, look=look),
                 figure(row["images_per_s"], count, look=look),
-                figure(row["measured_bytes"] / 1e6, megabytes, look=look),
-                figure(row["predicted_bytes"] / 1e6, megabytes, look=look),
+                figure(row["measured_bytes"], size, look=look),
+                figure(row["predicted_bytes"], size, look=look),
                 figure(ratio, lambda ratio: f"{ratio:.2f}", look=look),
+                figure(row["peak_bytes"], size, look=look),
             )
         )
     return Table(label="Throughput by number of students", columns=columns, rows=rows)
@@ -212,7 +214,7 @@ def throughput_plot(throughput: Values, title: str) -> bytes:
     right.plot(students, [row["measured_bytes"] / 1e6 for row in rows], color=_LINE, marker="o", label="measured")
     right.plot(students, [row["predicted_bytes"] / 1e6 for row in rows], color=_BEST, linestyle="--", label="predicted")
     right.set_ylim(0, 1.15 * max(row[key] / 1e6 for row in rows for key in ("measured_bytes", "predicted_bytes")))
-    right.set(ylabel="peak memory (MB)")
+    right.set(ylabel="peak memory beyond the base (MB)")
     right.legend(loc="lower right")
     for axes in (left, right):
         axes.set_xscale("log", base=2)

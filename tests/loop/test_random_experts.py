@@ -21,3 +21,10 @@ def test_random_experts_are_followed_to_finite_gradients():
     method = make_method(config, plan, train, experts=experts)
     found = method.gradient(initial_state(config, plan, train).learned, method.fresh(0), 0)
     assert found.finite.all()
+
+
+def test_random_experts_come_to_the_students_device():
+    experts = RandomExperts(weights=torch.ones(3), epochs=2)
+    numbers, meta = torch.zeros(2, dtype=torch.int64, device="meta"), torch.device("meta")
+    found = experts.at(numbers, numbers, dtype=torch.float64, device=meta)
+    assert (found.shape, found.dtype, found.device) == ((2, 3), torch.float64, meta)

@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +20,7 @@ def data():
 
 
 def swept(data, config=CONFIG, most=2, **changes):
-    options = {"warmup": 0, "resident": 10**8, "reached": 10**8, **changes}
-    return sweep(config, data.train, Sizes.of(data), most=most, **options)
+    return sweep(config, data.train, Sizes.of(data), most=most, **{"warmup": 0, **changes})
 
 
 def row(students, rate):
@@ -32,6 +32,7 @@ def row(students, rate):
         images_per_s=rate,
         predicted_bytes=1,
         measured_bytes=1,
+        peak_bytes=1,
     )
 
 
@@ -40,17 +41,31 @@ def test_students_are_doubled_up_to_the_most(data):
     found = swept(data, most=3, said=told.append)
     assert [row.students for row in found.rows] == [1, 2]
     assert tuple(told) == found.rows
-    assert found.ended == "--max_students is 3"
+    assert found.ended == "at --max_students 3"
     for number in found.rows:
         assert number.students_per_s == pytest.approx(number.students / number.seconds)
         assert number.images_per_s == pytest.approx(number.students_per_s * (40 + 10))
-        assert number.predicted_bytes > 10**8 and number.measured_bytes > 10**8
+        assert number.peak_bytes == found.base_bytes + number.measured_bytes
     first, second = found.rows
-    assert second.predicted_bytes > first.predicted_bytes
-    assert second.measured_bytes >= 0.99 * first.measured_bytes  # the kernel counts in batches
+    assert second.predicted_bytes > first.predicted_bytes > 0
 
 
-def test_it_ends_where_memory_does(data, monkeypatch):
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux forgets a peak")
+def test_memory_is_that_of_the_steps_alone(data, monkeypatch):
+    def taking(stepper):
+        torch.ones((5 - 2 * stepper.config.students) * 10**8 // 4)  # 300 MB, then 100 MB
+        return 1.0
+
+    monkeypatch.setattr(Stepper, "seconds", taking)
+    torch.ones(2 * 10**8)  # 800 MB that nobody holds any more
+    first, second = swept(data).rows
+    assert 2.9e8 < first.measured_bytes < 5e8  # the kernel counts in batches
+    assert 0.9e8 < second.measured_bytes < 2.9e8
+    assert first.predicted_bytes < second.predicted_bytes < 1e8  # neither the process nor the data
+
+
+@pytest.mark.parametrize("most", [0, 8])
+def test_it_ends_where_memory_does(data, monkeypatch, most):
     forecast = throughput.forecast
 
     def second_too_large(config, *rest, **options):
@@ -58,9 +73,9 @@ def test_it_ends_where_memory_does(data, monkeypatch):
         return dataclasses.replace(found, step=10**15) if config.students > 1 else found
 
     monkeypatch.setattr(throughput, "forecast", second_too_large)
-    found = swept(data, most=8)
+    found = swept(data, most=most)
     assert [row.students for row in found.rows] == [1]
-    assert found.ended == "2 students are predicted not to fit the memory at once"
+    assert found.ended == "at the memory limit: 2 students are predicted not to fit at once"
 
 
 def test_it_ends_where_memory_runs_out(data, monkeypatch):
@@ -71,15 +86,27 @@ def test_it_ends_where_memory_runs_out(data, monkeypatch):
 
     monkeypatch.setattr(Stepper, "seconds", failing)
     found = swept(data, most=8)
-    assert (len(found.rows), found.ended) == (1, "2 students ran out of memory")
+    assert (len(found.rows), found.ended) == (1, "at the memory limit: 2 students ran out of it")
 
 
 def test_it_ends_where_more_students_gain_nothing(data, monkeypatch):
     monkeypatch.setattr(Stepper, "seconds", lambda stepper: float(stepper.config.students))
     found = swept(data, most=64)
     assert [row.students for row in found.rows] == [1, 2, 4]
-    assert "doubling the students twice" in found.ended
+    assert found.ended.startswith("without a gain: doubling the students twice gave less than 2 % more")
     assert not saturated([1, 2, 1.9]) and saturated([1, 2, 1.9, 1.8]) and not saturated([1, 1])
+
+
+def test_without_a_most_it_goes_on_to_the_memory_limit_whatever_the_gain(data, monkeypatch):
+    def gaining_nothing(stepper):
+        if stepper.config.students > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return float(stepper.config.students)
+
+    monkeypatch.setattr(Stepper, "seconds", gaining_nothing)
+    found = swept(data, most=0)
+    assert [row.students for row in found.rows] == [1, 2, 4, 8]
+    assert found.ended == "at the memory limit: 16 students ran out of it"
 
 
 def test_the_best_is_the_fewest_students_that_reach_the_most():

@@ -31,6 +31,7 @@ def row(students, rate):
         "images_per_s": 100 * rate,
         "predicted_bytes": 500_000_000,
         "measured_bytes": 400_000_000,
+        "peak_bytes": 700_000_000,
     }
 
 
@@ -57,7 +58,12 @@ def profile():
         "steps": [{"number": 75, "share": 1.0}],
         "peaks": {"flops": 1e11, "bandwidth": 2e10, "launch": 2e-6},
         "phases": [phase("real gradients", 0.2, 0.8), phase("match", 0.00005, 0.2, "memory")],
-        "throughput": {"rows": [row(1, 5.0), row(2, 8.0), row(4, 7.0)], "best": 2, "ended": "--max_students is 4"},
+        "throughput": {
+            "rows": [row(1, 5.0), row(2, 8.0), row(4, 7.0)],
+            "best": 2,
+            "ended": "at --max_students 4",
+            "base_bytes": 300_000_000,
+        },
     }
 
 
@@ -66,7 +72,9 @@ def test_the_page_needs_nothing_but_itself(profile):
     assert "http" not in re.sub(r"<meta http-equiv", "", page)
     assert "data:image/png;base64," in page
     assert "&lt;mine&gt;" in page and "<mine>" not in page
-    for words in ("real gradients", "80.0 %", "50 µs", "Best: S = 2", "8 students/s", "Abacus, 2 threads", "Step 75"):
+    ended, base = "The sweep ended at --max_students 4.", "beyond 300 MB, the base"
+    wanted = ("real gradients", "80.0 %", "50 µs", "Best: S = 2", "8 students/s", "Abacus, 2 threads", "Step 75")
+    for words in (*wanted, ended, base):
         assert words in page, words
 
 
@@ -86,9 +94,9 @@ def test_the_best_number_of_students_is_named(profile):
     table = throughput_table(profile["throughput"])
     assert [cells[0].text for cells in table.rows] == ["1", "2 (best)", "4"]
     assert table.rows[1][0].look == "strong"
-    assert table.rows[0][-1].text == "1.25"
-    assert best_said({"rows": [], "best": None, "ended": "there was no room"}) == (
-        "The sweep ended because there was no room."
+    assert [cell.text for cell in table.rows[0][-4:]] == ["400 MB", "500 MB", "1.25", "700 MB"]
+    assert best_said({"rows": [], "best": None, "ended": "at the memory limit: there was no room"}) == (
+        "The sweep ended at the memory limit: there was no room."
     )
 
 
