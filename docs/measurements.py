@@ -170,7 +170,7 @@ def read_machine(folder: Path) -> Machine:
     """
     sources: list[Source] = []
     steps: dict[str, Step] = {}
-    for path in sorted(path for name in ("bench", "kernels", "steps*") for path in folder.glob(f"{name}.json")):
+    for path in sorted(path for name in ("bench*", "kernels", "steps*") for path in folder.glob(f"{name}.json")):
         found, machine = load(path)
         sources.append(source_of(path, machine["environment"], machine["threads"], machine["peaks"]))
         steps |= {entry["case"]: step for entry, step in zip(found, steps_of(found, machine["peaks"]), strict=True)}

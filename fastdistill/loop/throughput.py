@@ -56,7 +56,8 @@ class Sweep:
     Attributes:
         rows: one for each.
         ended: which of memory, gain and limit ended it, as the end of "the sweep ended …".
-        base_bytes: held before the first of them began: by the process on the CPU, by its tensors on CUDA.
+        base_bytes: held before the first of them began, after steps of one student: by the process on the CPU, by its
+            tensors on CUDA.
     """
 
     rows: tuple[Throughput, ...]
@@ -94,6 +95,10 @@ def sweep(
         said: told of every row.
     """
     device, rows = train.device, list[Throughput]()
+    alone = replace(config, students=1)
+    # what the libraries load for the first steps, and keep, is no step's
+    Stepper.of(alone, make_plan(alone, sizes.shape, len(sizes.classes), sizes=sizes), train, experts).warm_up(1)
+    gc.collect()
     release_freed_memory()
     room, base = available_memory(device), _held(device)
 
