@@ -162,8 +162,14 @@ def draw_roofline(steps: Sequence[Step]) -> Figure:
             zorder=3 if textbook else 2,
         )
     places, rates = [step.flops / step.traffic for step in steps], [step.flops / step.seconds for step in steps]
-    peaks = {step.peaks.flops: step.precision for step in steps}
-    bandwidth, ridge = steps[0].peaks.bandwidth, max(peaks) / steps[0].peaks.bandwidth
+    # files measured one after the other have peaks of their own; the machine can do the best of them
+    best = {
+        precision: max(step.peaks.flops for step in steps if step.precision == precision)
+        for precision in dict.fromkeys(step.precision for step in steps)
+    }
+    peaks = {flops: precision for precision, flops in best.items()}
+    bandwidth = max(step.peaks.bandwidth for step in steps)
+    ridge = max(peaks) / bandwidth
     left, right = min(places) / 1.6, max(1.6 * max(places), 8 * ridge)  # leaves room to name the ceilings
     for peak, precision in peaks.items():
         corner = peak / bandwidth
