@@ -172,7 +172,7 @@ def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys)
         (["experts", "--data.source=mnits"], "got 'mnits': did you mean 'mnist'"),
         (["experts", "--config", "missing.yaml"], "missing.yaml"),
         (["profile", "dc/mnst-1"], "dc/mnist-1"),
-        (["profile", "--max_students=0"], "expected max_students of at least 1, got 0"),
+        (["profile", "--max_students=-1"], "expected max_students of at least 0, got -1"),
         (["profile", "--profile_steps=0"], "expected profile_steps of at least 1, got 0"),
         (["profile", "--max_student=3"], "got '--max_student': did you mean --max_students"),
         (["profile", "--config", "missing.yaml"], "missing.yaml"),

@@ -125,7 +125,7 @@ def test_digits(monkeypatch: Patch) -> None:
 
 def test_pretrained_weights(tmp_path: Path, monkeypatch: Patch) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
-    monkeypatch.setattr(weights, "load_file", stops)
+    monkeypatch.setattr("safetensors.torch.load_file", stops)
     student = build_student("mlp", channels=1, height=2, width=2, num_classes=2)
     assert_stops(lambda: weights.load_pretrained(tmp_path, student))
 

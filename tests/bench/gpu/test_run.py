@@ -13,7 +13,8 @@ SCRIPT = ROOT / "bench" / "gpu" / "run.sh"
 
 
 def script(*words):
-    environment = {**os.environ, "PYTHON": sys.executable, "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {**others, "PYTHON": sys.executable, "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [str(SCRIPT), *map(str, words)], env=environment, capture_output=True, text=True, timeout=300, cwd="/"
     )
