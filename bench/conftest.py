@@ -104,6 +104,7 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     output_json["not_measured"] = config.stash[_LATE]
     for entry in output_json["benchmarks"]:
         entry["stats"].pop("data", None)
+        entry.pop("params", None)  # the case as a Python object, with addresses of memory
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

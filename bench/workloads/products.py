@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 
 from bench.cases import Case, Step, family
+from bench.naive.products import gradient, hessian_product
 from bench.problems import CLASSES, DIGITS, MNIST, PRIMITIVES, Problem
 from fastdistill.derivatives.plan import choose_batching, forward_cost
 from fastdistill.students.ensemble import Ensemble
@@ -21,18 +21,11 @@ def naive(kind: str, problem: Problem, device: torch.device) -> Step:
     network = problem.network().to(device)
     batch = problem.store(device).batch(torch.arange(_REAL, device=device))
     labels = torch.zeros(_REAL, dtype=torch.int64, device=device)
-    parameters = list(network.parameters())
     generator = torch.Generator().manual_seed(0)
-    vector = [torch.randn(parameter.shape, generator=generator).to(device) for parameter in parameters]
-
-    def gradient() -> object:
-        return torch.autograd.grad(F.cross_entropy(network(batch), labels), parameters)
-
-    def hessian() -> object:
-        first = torch.autograd.grad(F.cross_entropy(network(batch), labels), parameters, create_graph=True)
-        return torch.autograd.grad(first, parameters, vector)
-
-    return {"gradient": gradient, "hessian": hessian}[kind]
+    vector = [torch.randn(parameter.shape, generator=generator).to(device) for parameter in network.parameters()]
+    if kind == "gradient":
+        return lambda: gradient(network, batch, labels)
+    return lambda: hessian_product(network, batch, labels, vector)
 
 
 def engine(kind: str, problem: Problem, students: int, primitive: str, device: torch.device) -> Step:

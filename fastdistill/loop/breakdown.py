@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,7 @@ def breakdown(stepper: Stepper, peaks: Peaks, *, rounds: int = 1, trace: Path | 
 
 def _times(stepper: Stepper, steps: tuple[Moment, ...], trace: Path | None) -> tuple[Mapping[str, float], float]:
     """Seconds of a mean step by phase, and of all of it."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     whole, left = 0.0, iter(steps)
 
     def record(step: Callable[[], None]) -> None:
@@ -124,7 +124,7 @@ def _times(stepper: Stepper, steps: tuple[Moment, ...], trace: Path | None) -> t
         found = recorded(step, stepper.device, trace if moment is steps[0] else None)
         whole += moment.share * found.seconds
         for name, took in found.phases.items():
-            seconds[name] += moment.share * took  # type: ignore[assignment]
+            seconds[name] += moment.share * took
 
     stepper.walk(steps, record)
     return seconds, whole

@@ -8,7 +8,7 @@ backward passes have one of their own. What is left there is time that the devic
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -102,17 +102,17 @@ def innermost(spans: Iterable[Span]) -> list[tuple[float, str]]:
 
 def host_times(owners: Sequence[tuple[float, str]]) -> dict[str, float]:
     """Seconds that each label was the innermost; that of the whole step is called `REST`."""
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for (begin, name), (end, _) in pairwise(owners):
         if name:
-            found[REST if name == STEP else name] += (end - begin) / 1e6  # type: ignore[assignment]
+            found[REST if name == STEP else name] += (end - begin) / 1e6
     return dict(found)
 
 
 def device_times(owners: Sequence[tuple[float, str]], events: Iterable[FunctionEvent]) -> dict[str, float]:
     """Seconds of the kernels that were launched while each label was the innermost; `REST` as `host_times`."""
     begins = [begin for begin, _ in owners]
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for event in events:
         if not _on_host(event):
             continue
