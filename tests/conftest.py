@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # before anything imports triton: its kernels are interpreted where there is nothing to compile them for
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_configure():
     """One thread each for tests and what they start: workers that share the cores would starve each other by more."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastdistill_kernels import reference
+from fastdistill_kernels.reference import match as reference
 
 DISTANCES = ("ours", "mse", "l1", "cos")
 

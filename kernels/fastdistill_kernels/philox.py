@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastdistill_kernels import reference
+from fastdistill_kernels.reference import philox as reference
 
 _WORDS = 4  # Philox4x32 makes four words a counter
 

@@ -1,0 +1,1 @@
+"""Triton kernels, their configurations and launchers; imported only when a tensor on a CUDA device asks for one."""

@@ -1,0 +1,65 @@
+"""One launch of a Triton kernel as plain data, so that it can be run, interpreted, or compiled without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+import triton
+
+Capability = tuple[int, int]
+_SHARED = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (9, 4): 64, (10, 0): 227}  # KiB that one program may use
+_SHARED_LEAST = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Launch:
+    """A kernel and everything it is launched with.
+
+    Attributes:
+        kernel: decorated by ``triton.jit``.
+        grid: programs; one axis, because the others hold only 65535.
+        arguments: by name, in the kernel's order: tensors, integers, floats, or None.
+        constants: by name: the kernel's ``tl.constexpr``.
+        warps: of each program.
+        stages: of software pipelining.
+    """
+
+    kernel: Any
+    grid: int
+    arguments: dict[str, Any]
+    constants: dict[str, Any] = field(default_factory=dict)
+    warps: int = 4
+    stages: int = 2
+
+    def run(self) -> None:
+        """Launches it on the current device; nothing for an empty grid."""
+        if self.grid:
+            self.kernel[(self.grid,)](**self.arguments, **self.constants, num_warps=self.warps, num_stages=self.stages)
+
+
+def capability(device: torch.device) -> Capability:
+    """Compute capability of a device; that of an H200 for a CPU, where kernels are interpreted."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (9, 0)
+
+
+def shared_bytes(of: Capability) -> int:
+    """Shared memory of one program."""
+    return _SHARED.get(of, _SHARED_LEAST) * 1024
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter, whose bfloat16 products are wrong: they must be widened there."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def power_of_two(least: int) -> int:
+    """The smallest power of two that is not below."""
+    return 1 << max(least - 1, 0).bit_length()
+
+
+def programs(*extents: int) -> int:
+    """Programs of a flattened grid."""
+    return prod(extents)

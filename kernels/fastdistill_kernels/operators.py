@@ -1,0 +1,50 @@
+"""Registration of operators with torch: one definition, a reference for the CPU, a kernel for CUDA devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+_LIBRARY = torch.library.Library("fastdistill", "DEF")
+Implementation = Callable[..., Any]
+
+
+def register(
+    schema: str, *, reference: Implementation, kernel: Implementation, fake: Implementation, flops: Callable[..., int]
+) -> Callable[..., Any]:
+    """Defines an operator in the namespace ``fastdistill`` and returns what calls it.
+
+    No autograd formula and no batching rule: operators stand at the boundary of every transform, and their public
+    functions refuse what they would differentiate wrongly.
+
+    Args:
+        schema: torch's, such as ``scale(Tensor x, float a) -> Tensor``; no result may be a view of an argument.
+        reference: computes it in plain torch, on a CPU and in float64 anywhere.
+        kernel: launches it on a CUDA device.
+        fake: makes results of the right shapes, dtypes and devices from arguments without values.
+        flops: counts its floating-point operations from the arguments, shapes in the place of tensors.
+    """
+    name = schema.partition("(")[0]
+
+    def on_device(*arguments: Any) -> Any:
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        if any(tensor.dtype == torch.float64 for tensor in tensors):
+            return reference(*arguments)  # the oracle's precision: no kernel is made for it
+        with torch.cuda.device(tensors[0].device):
+            return kernel(*arguments)
+
+    def formula(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
+        return flops(*arguments)
+
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, reference, "CPU")
+    _LIBRARY.impl(name, on_device, "CUDA")
+    torch.library.register_fake(f"fastdistill::{name}", fake, lib=_LIBRARY)
+    packet = getattr(torch.ops.fastdistill, name)
+    register_flop_formula(packet)(formula)
+    operator: Callable[..., Any] = packet.default
+    return operator
