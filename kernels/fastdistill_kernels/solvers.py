@@ -16,6 +16,9 @@ counted: every addition and multiplication on ``[S, P]``; scalars of a student a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,7 +27,6 @@ from fastdistill_kernels.cost import Cost
 from fastdistill_kernels.operators import register
 from fastdistill_kernels.reference import solvers as reference
 
-_Three = tuple[Tensor, Tensor, Tensor]
 _Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
@@ -43,66 +45,39 @@ def cost_cg_update(students: int, size: int, itemsize: int) -> Cost:
     return Cost(flops=8 * students * size, bytes=7 * students * size * itemsize)
 
 
-def _neumann_kernel(term: Tensor, total: Tensor, product: Tensor, alpha: Tensor, alive: Tensor) -> _Three:
-    from fastdistill_kernels.gpu import solvers
+def _kernel(name: str) -> Callable[..., Any]:
+    def launch(*arguments: Tensor) -> Any:
+        from fastdistill_kernels.gpu import solvers
 
-    return solvers.neumann_update(term, total, product, alpha, alive)
+        return getattr(solvers, name)(*arguments)
 
-
-def _dots_kernel(direction: Tensor, product: Tensor, residual: Tensor, damping: Tensor) -> Tensor:
-    from fastdistill_kernels.gpu import solvers
-
-    return solvers.cg_dots(direction, product, residual, damping)
+    return launch
 
 
-def _update_kernel(
-    iterate: Tensor,
-    residual: Tensor,
-    direction: Tensor,
-    product: Tensor,
-    sums: Tensor,
-    damping: Tensor,
-    target: Tensor,
-    active: Tensor,
-) -> _Four:
-    from fastdistill_kernels.gpu import solvers
-
-    return solvers.cg_update(iterate, residual, direction, product, sums, damping, target, active)
-
-
-def _neumann_fake(term: Tensor, total: Tensor, product: Tensor, alpha: Tensor, alive: Tensor) -> _Three:
+def _neumann_fake(term: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return term.new_empty(term.shape), term.new_empty(term.shape), term.new_empty(2, term.shape[0])
 
 
-def _dots_fake(direction: Tensor, product: Tensor, residual: Tensor, damping: Tensor) -> Tensor:
+def _dots_fake(direction: Tensor, *_: Tensor) -> Tensor:
     return direction.new_empty(4, direction.shape[0])
 
 
-def _update_fake(
-    iterate: Tensor,
-    residual: Tensor,
-    direction: Tensor,
-    product: Tensor,
-    sums: Tensor,
-    damping: Tensor,
-    target: Tensor,
-    active: Tensor,
-) -> _Four:
+def _update_fake(iterate: Tensor, *others: Tensor) -> _Four:
     vectors = [iterate.new_empty(iterate.shape) for _ in range(3)]
-    return vectors[0], vectors[1], vectors[2], active.new_empty(active.shape)
+    return vectors[0], vectors[1], vectors[2], others[-1].new_empty(others[-1].shape)
 
 
 _neumann_update = register(
     "neumann_update(Tensor term, Tensor total, Tensor product, Tensor alpha, Tensor alive) -> (Tensor, Tensor, Tensor)",
     reference=reference.neumann_update,
-    kernel=_neumann_kernel,
+    kernel=_kernel("neumann_update"),
     fake=_neumann_fake,
     flops=lambda term, *_: cost_neumann_update(term[0], term[1], 4).flops,
 )
 _cg_dots = register(
     "cg_dots(Tensor direction, Tensor product, Tensor residual, Tensor damping) -> Tensor",
     reference=reference.cg_dots,
-    kernel=_dots_kernel,
+    kernel=_kernel("cg_dots"),
     fake=_dots_fake,
     flops=lambda direction, *_: cost_cg_dots(direction[0], direction[1], 4).flops,
 )
@@ -110,7 +85,7 @@ _cg_update = register(
     "cg_update(Tensor iterate, Tensor residual, Tensor direction, Tensor product, Tensor sums, Tensor damping, "
     "Tensor target, Tensor active) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.cg_update,
-    kernel=_update_kernel,
+    kernel=_kernel("cg_update"),
     fake=_update_fake,
     flops=lambda iterate, *_: cost_cg_update(iterate[0], iterate[1], 4).flops,
 )

@@ -13,13 +13,14 @@ _LONGEST = 1024  # partial sums that one step of the loop takes: eight a thread
 
 
 @triton.jit
-def _add(partials, sums, count, BLOCK: tl.constexpr, TILES: tl.constexpr):
+def sum_kernel(p_partials, p_sums, count, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """One row's sum."""
     row = tl.program_id(0).to(tl.int64)
     total = tl.zeros([BLOCK], tl.float32)
     for tile in range(TILES):
-        o_part = tile * BLOCK + tl.arange(0, BLOCK)
-        total += tl.load(partials + row * count + o_part, mask=o_part < count, other=0.0)
-    tl.store(sums + row, tl.sum(total))
+        o = tile * BLOCK + tl.arange(0, BLOCK)
+        total += tl.load(p_partials + row * count + o, mask=o < count, other=0.0)
+    tl.store(p_sums + row, tl.sum(total))
 
 
 def prepare_partial_sums(partials: Tensor) -> tuple[Tensor, list[Launch]]:
@@ -37,9 +38,9 @@ def prepare_partial_sums(partials: Tensor) -> tuple[Tensor, list[Launch]]:
     sums = torch.empty(partials.shape[:-1], dtype=partials.dtype, device=partials.device)
     block = min(power_of_two(count), _LONGEST)
     launch = Launch(
-        kernel=_add,
+        kernel=sum_kernel,
         grid=sums.numel(),
-        arguments={"partials": partials, "sums": sums, "count": count},
+        arguments={"p_partials": partials, "p_sums": sums, "count": count},
         constants={"BLOCK": block, "TILES": triton.cdiv(count, block)},
     )
     return sums, [launch]
