@@ -193,6 +193,43 @@ def test_what_is_not_finite_stays_with_its_student(implementation, bad, device):
             assert not bool(sums[0, 1].isfinite())
 
 
+# active, dq, qq, rq, rr, target; whether the student takes the step
+SCALARS = {
+    "goes on": ((True, 2.0, 3.0, 2.0, 4.0, 1.0), True),
+    "stopped before": ((False, 2.0, 3.0, 2.0, 4.0, 1.0), False),
+    "is there": ((True, 2.0, 3.0, 2.0, 4.0, 4.0), False),
+    "is beyond": ((True, 2.0, 3.0, 2.0, 4.0, 5.0), False),
+    "is there at zero": ((True, 0.0, 0.0, 0.0, 0.0, 0.0), False),
+    "has no curvature": ((True, 0.0, 3.0, 2.0, 4.0, 1.0), False),
+    "has negative curvature": ((True, -2.0, 3.0, 2.0, 4.0, 1.0), False),
+    "has infinite curvature": ((True, math.inf, 3.0, 2.0, 4.0, 1.0), False),
+    "has an unknown curvature": ((True, math.nan, 3.0, 2.0, 4.0, 1.0), False),
+    "has an infinite product": ((True, 2.0, math.inf, 2.0, 4.0, 1.0), False),
+    "has an unknown overlap": ((True, 2.0, 3.0, math.nan, 4.0, 1.0), False),
+    "has an infinite residual": ((True, 2.0, 3.0, 2.0, math.inf, 1.0), False),
+    "has an unknown residual": ((True, 2.0, 3.0, 2.0, math.nan, 1.0), False),
+    "steps too far": ((True, 1e-30, 3.0, 2.0, 1e30, 1.0), False),
+    "has a square below zero": ((True, 2.0, 3.0, 6.0, 4.0, 1.0), True),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # numpy's, of the interpreter
+@pytest.mark.parametrize("implementation", [reference, gpu], ids=["reference", "kernel"])
+def test_who_takes_a_step(implementation, device):
+    rows, expected = zip(*SCALARS.values(), strict=True)
+    active, *sums, target = (torch.tensor(column, device=device) for column in zip(*rows, strict=True))
+    x, r, d, product = (each.to(device) for each in vectors(4, len(rows), 33, torch.float32))
+    given = x, r, d, product, torch.stack(sums), torch.zeros_like(target), target, active
+    *found, went = implementation.cg_update(*given)
+    assert dict(zip(SCALARS, went.tolist(), strict=True)) == dict(zip(SCALARS, expected, strict=True))
+    for old, new in zip((x, r, d), found, strict=True):
+        assert torch.equal(old[~went], new[~went])
+    assert not any(torch.equal(old[0], new[0]) for old, new in zip((x, r, d), found, strict=True))
+    # β is (4 − 2·2·2 + 4·3)/4 for the first, and 0 instead of −2 for the last
+    assert error(found[2][0], found[1][0] + 2 * d[0]) <= LIMITS["float32"]
+    assert torch.equal(found[2][-1], found[1][-1])
+
+
 # loops: what a solver makes of them
 
 

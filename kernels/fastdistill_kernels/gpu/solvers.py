@@ -41,7 +41,6 @@ def neumann_kernel(
     # a choice, not a product with the mask: what is left out may be infinite
     tl.store(p_new_total + o, tl.where(alive, b_total + b_term, b_total), mask=m)
     tl.store(p_new_term + o, b_next, mask=m)
-    b_next = tl.where(m, b_next, 0.0)  # where alpha is infinite, zeros beyond the end have become NaN
     p_own = p_partials + student * blocks + block
     tl.store(p_own, tl.sum(b_term * b_product))
     tl.store(p_own + students * blocks, tl.sum(b_next * b_next))
@@ -57,7 +56,7 @@ def dots_kernel(
     b_direction = tl.load(p_direction + o, mask=m, other=0.0)
     b_product = tl.load(p_product + o, mask=m, other=0.0)
     b_residual = tl.load(p_residual + o, mask=m, other=0.0)
-    b_applied = tl.where(m, b_product + damping * b_direction, 0.0)
+    b_applied = b_product + damping * b_direction
     p_own, step = p_partials + student * blocks + block, students * blocks
     tl.store(p_own, tl.sum(b_direction * b_applied))
     tl.store(p_own + step, tl.sum(b_applied * b_applied))

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 _BLOCK = 4096  # numbers of one partial sum
-# Numbers of a piece for each thread: 256 KiB of float32 a vector, so that what the second pass of a piece reads is still
-# in the caches. A half or a quarter of it was slower by the calls, the whole of 16 × 308768 numbers a third slower for
-# conjugate gradients (one core, 1 MiB of second cache and 36 of a third that others used too).
+# Numbers of a piece for each thread: 256 KiB of float32 a vector, so that what a piece's later operations read is still
+# in its core's caches. Shorter pieces were slower by the number of calls, whole vectors by their traffic.
 _PIECE = 1 << 16
 
 
