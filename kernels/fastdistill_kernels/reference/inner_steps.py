@@ -73,8 +73,12 @@ def corrections(beta1: Tensor, beta2: float, number: Tensor) -> tuple[Tensor, Te
 
 
 def pieces(tensor: Tensor) -> Iterator[Place]:
-    """Rows and columns of pieces of a matrix ``[S, P]``: whole students where several fit, else parts of one."""
-    (students, size), piece = tensor.shape, _PIECE * torch.get_num_threads()
+    """Rows and columns of pieces of a matrix ``[S, P]``: whole students where several fit, else parts of one.
+
+    All at once on a device, where a piece more is a launch more.
+    """
+    students, size = tensor.shape
+    piece = _PIECE * torch.get_num_threads() if tensor.device.type == "cpu" else max(tensor.numel(), 1)
     together = max(piece // max(size, 1), 1)
     for row in range(0, students, together):
         for column in range(0, size, piece):
