@@ -123,9 +123,12 @@ def normalised_tangent(centred: Tensor, xhat: Tensor, r: Tensor, dr: Tensor) -> 
 
 
 def _flat(x: Tensor) -> Tensor:
+    """Images ``[s·g·n, C, H, W]`` with the strides that torch expects of a layout, even along axes of size 1."""
     flat = x.flatten(0, 2)
-    last = channels_last(x)
-    return flat.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    if not channels_last(x):
+        return flat.contiguous()
+    behind = flat.permute(0, 2, 3, 1)
+    return behind.reshape(-1).view(behind.shape).permute(0, 3, 1, 2)
 
 
 def _normalised(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
