@@ -5,12 +5,14 @@ image: ``groups = C`` is instance norm, 1 layer norm, 0 none. ``x [S, G, n, C, H
 ``[S, C, H, W]``, their tangents with or without G after S, all in x's dtype or float32.
 
 Least traffic in elements of x, with ¼ for what is pooled: forward read 1, write ¼; backward read 1¼, write 1; twice
-these with tangents. About 8 (forward) and 13 (backward) operations an element, 2.6 times as many with tangents: far
-below what the traffic leaves time for, so a kernel is as good as its share of the bandwidth. Formulas are derived in
+these with tangents. Arithmetic: 9 (forward) and 15 (backward) operations an element, 23 and 45 with tangents: far below
+what the traffic leaves time for, so a kernel is as good as its share of the bandwidth. Formulas are derived in
 ``kernels/README.md``.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +24,12 @@ from fastdistill_kernels.reference import norm_act_pool as reference
 
 EPS = 1e-5  # torch's default
 
-# arithmetic of an element of x: (norm, affine, activation and pooling)
-_FORWARD = (5, 2, 2)  # sum, centre, square and add, scale; multiply and add; activate, add up the window
-_DUAL_FORWARD = (5 + 7, 2 + 4, 2 + 3)  # also sum ẋ, centre, product and add, scale both and add; ẇx̂ + wẋ̂ + ḃ; a′ż
-_BACKWARD = (2 + 4 + 3, 2 + 1, 2)  # x̂, gx's two products and sums, three to add up gz and gz·x̂; z and w·gz; a′ and its
-_DUAL_BACKWARD = (2 + 3 + 4 + 9 + 8, 2 + 4 + 1 + 3, 2 + 3)  # the same, ẋ̂, ġx, the sums' tangents; ż, ḣ; a″·ż·g + a′·ġ
+# Arithmetic of an element of x: norm, affine, activation with pooling. Every addition and multiplication counts one, an
+# activation or one of its derivatives one.
+_FORWARD = (5, 2, 2)  # sum, centre, square and add, scale
+_DUAL_FORWARD = (5 + 7, 2 + 4, 2 + 3)  # also sum, centre, product and add of ẋ, x̂'s tangent 3; ż; a′, its product, pool
+_BACKWARD = (2 + 3 + 4, 2 + 1, 3)  # x̂, sums of g and g·x̂, gx; z and w·g; a′, its product, ¼
+_DUAL_BACKWARD = (9 + 4 + 5 + 8, 3 + 4 + 3, 3 + 6)  # also x̂'s tangent, the sums', gx's; ż and ḣ; a′·ġ/4, a″·ż·g
 
 
 def cost_norm_act_pool(
@@ -103,13 +106,13 @@ def _fake_dual_forward(
     return y, dy, *_fake_statistics(x, groups, 4)
 
 
-def _kernel_forward(*arguments: object) -> tuple[Tensor, ...]:
+def _kernel_forward(*arguments: Any) -> Any:
     from fastdistill_kernels.gpu import norm_act_pool as gpu
 
     return gpu.norm_act_pool(*arguments)
 
 
-def _kernel_dual_forward(*arguments: object) -> tuple[Tensor, ...]:
+def _kernel_dual_forward(*arguments: Any) -> Any:
     from fastdistill_kernels.gpu import norm_act_pool as gpu
 
     return gpu.dual_norm_act_pool(*arguments)

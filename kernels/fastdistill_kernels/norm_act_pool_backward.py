@@ -5,6 +5,8 @@ What lies between x and y is computed again from x and the saved statistics inst
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,13 +36,13 @@ def _fake_dual_backward(
     return gx, dgx, *gradients
 
 
-def _kernel_backward(*arguments: object) -> tuple[Tensor, ...]:
+def _kernel_backward(*arguments: Any) -> Any:
     from fastdistill_kernels.gpu import norm_act_pool_backward as gpu
 
     return gpu.norm_act_pool_backward(*arguments)
 
 
-def _kernel_dual_backward(*arguments: object) -> tuple[Tensor, ...]:
+def _kernel_dual_backward(*arguments: Any) -> Any:
     from fastdistill_kernels.gpu import norm_act_pool_backward as gpu
 
     return gpu.dual_norm_act_pool_backward(*arguments)

@@ -10,6 +10,15 @@ _STRAIGHT = tl.constexpr(STRAIGHT)
 
 
 @triton.jit
+def _gates(z):
+    """sigmoid(z) and sigmoid(−z), both exact however large z is, by way of an exponential that never overflows."""
+    small = tl.exp(-tl.abs(z))
+    larger = 1.0 / (1.0 + small)
+    smaller = small * larger
+    return tl.where(z >= 0, larger, smaller), tl.where(z >= 0, smaller, larger)
+
+
+@triton.jit
 def activation_value(z, KIND: tl.constexpr):
     """``a(z)`` in float32."""
     if KIND == "relu":
@@ -24,9 +33,11 @@ def activation_value(z, KIND: tl.constexpr):
         soft = tl.where(one_more == 1.0, small, tl.log(one_more) * (small / rest))
         return tl.where(z > _STRAIGHT, z, tl.where(z <= 0, 0.0, z) + soft)
     elif KIND == "sigmoid":
-        return tl.sigmoid(z)
+        gate, _ = _gates(z)
+        return gate
     elif KIND == "swish":
-        return z * tl.sigmoid(z)
+        gate, _ = _gates(z)
+        return z * gate
     else:
         return z
 
@@ -39,13 +50,14 @@ def activation_slope(z, KIND: tl.constexpr):
     elif KIND == "leaky_relu":
         return tl.where(z > 0, 1.0, _LEAK)
     elif KIND == "softplus":
-        return tl.where(z > _STRAIGHT, 1.0, tl.sigmoid(z))
+        gate, _ = _gates(z)
+        return tl.where(z > _STRAIGHT, 1.0, gate)
     elif KIND == "sigmoid":
-        gate = tl.sigmoid(z)
-        return gate * (1.0 - gate)
+        gate, rest = _gates(z)
+        return gate * rest
     elif KIND == "swish":
-        gate = tl.sigmoid(z)
-        return gate * (1.0 + z * (1.0 - gate))
+        gate, rest = _gates(z)
+        return gate * (1.0 + z * rest)
     else:
         return tl.full(z.shape, 1.0, tl.float32)
 
@@ -54,13 +66,13 @@ def activation_slope(z, KIND: tl.constexpr):
 def activation_curvature(z, KIND: tl.constexpr):
     """``a″(z)``; zero at a kink."""
     if KIND == "softplus":
-        gate = tl.sigmoid(z)
-        return tl.where(z < _STRAIGHT, gate * (1.0 - gate), 0.0)
+        gate, rest = _gates(z)
+        return tl.where(z < _STRAIGHT, gate * rest, 0.0)
     elif KIND == "sigmoid":
-        gate = tl.sigmoid(z)
-        return gate * (1.0 - gate) * (1.0 - 2.0 * gate)
+        gate, rest = _gates(z)
+        return gate * rest * (rest - gate)
     elif KIND == "swish":
-        gate = tl.sigmoid(z)
-        return gate * (1.0 - gate) * (2.0 + z * (1.0 - 2.0 * gate))
+        gate, rest = _gates(z)
+        return gate * rest * (2.0 + z * (rest - gate))
     else:
         return tl.zeros_like(z)

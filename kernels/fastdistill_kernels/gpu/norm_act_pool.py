@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdistill_kernels.gpu.activation import activation_slope, activation_value
-from fastdistill_kernels.gpu.launching import Launch, programs
+from fastdistill_kernels.gpu.launching import Capability, Launch, programs
 from fastdistill_kernels.gpu.norm_act_pool_plan import Parameter, constants, in_layout
 from fastdistill_kernels.gpu.norm_act_pool_tile import (
     Form,
@@ -183,7 +183,7 @@ def _prepare(
     eps: float,
 ) -> tuple[list[Tensor], list[Launch]]:
     dual, last = dx is not None, channels_last(x)
-    cut, fixed = constants(x, weight, groups, activation, pooling, dual=dual, backward=False)
+    cut, fixed = constants(x, weight, groups, activation, pooling, dual=dual)
     dense = in_layout(last)
     axes = 0 if weight is None else weight.ndim - 1
     w, dw, b, db = (Parameter.of(one, axes, last) for one in (weight, dweight, bias, dbias))
@@ -249,3 +249,53 @@ def dual_norm_act_pool(*arguments: Any) -> tuple[Tensor, ...]:
     for launch in launches:
         launch.run()
     return tuple(outputs)
+
+
+# what a ConvNet-3-128 asks for on images of 32×32 and 28×28, then what no tile holds and a norm of pixels
+_VARIANTS = (
+    # passes, channels, side, norm groups, activation, pooling, channels of a pixel together, dtype
+    ("forward", 128, 32, 128, "relu", "avg", False, "float32"),
+    ("forward", 128, 28, 128, "relu", "avg", True, "bf16"),
+    ("backward", 128, 16, 128, "relu", "avg", True, "float32"),
+    ("backward", 128, 32, 128, "relu", "avg", True, "bf16"),
+    ("dual_forward", 128, 32, 128, "relu", "avg", True, "float32"),
+    ("dual_forward", 128, 28, 128, "relu", "avg", False, "bf16"),
+    ("dual_backward", 128, 32, 128, "relu", "avg", False, "float32"),
+    ("dual_backward", 128, 14, 128, "relu", "avg", True, "float32"),
+    ("dual_backward", 128, 32, 128, "relu", "avg", True, "bf16"),
+    ("dual_backward", 128, 8, 128, "relu", "avg", False, "bf16"),
+    ("dual_forward", 128, 32, 1, "swish", "max", True, "bf16"),
+    ("dual_backward", 128, 32, 1, "swish", "max", True, "bf16"),
+)
+
+
+def variants(capability: Capability) -> dict[str, list[Launch]]:
+    """Launches for sixteen students, ten classes and 256 images; the same for every device."""
+    from fastdistill_kernels.gpu import norm_act_pool_backward as backward
+
+    found = {}
+    for passes, channels, side, groups, activation, pooling, last, name in _VARIANTS:
+        order = (0, 1, 2, 5, 3, 4) if last else (0, 1, 2, 3, 4, 5)
+
+        def images(side: int, order: tuple[int, ...] = order, channels: int = channels, name: str = name) -> Tensor:
+            sizes = (side, side, channels) if order[3] == 5 else (channels, side, side)
+            dtype = torch.bfloat16 if name == "bf16" else torch.float32
+            return torch.empty(16, 10, 256, *sizes, dtype=dtype, device="meta").permute(order)
+
+        x, y = images(side), images(side // 2)
+        weight, tangent, statistic = (
+            torch.empty(*shape, device="meta") for shape in ((16, channels), (16, 10, channels), (16, 10, 256, groups))
+        )
+        choices = (groups, activation, pooling)
+        if passes == "forward":
+            launches = prepare_norm_act_pool(x, weight, weight, *choices, 1e-5)[1]
+        elif passes == "dual_forward":
+            launches = prepare_dual_norm_act_pool(x, x, weight, tangent, weight, tangent, *choices, 1e-5)[1]
+        elif passes == "backward":
+            launches = backward.prepare_norm_act_pool_backward(y, x, weight, weight, statistic, statistic, *choices)[1]
+        else:
+            affine, statistics = (weight, tangent, weight, tangent), (statistic,) * 4
+            launches = backward.prepare_dual_norm_act_pool_backward(y, y, x, x, *affine, *statistics, *choices, True)[1]
+        layout = "last" if last else "first"
+        found[f"norm_act_pool/{passes}/{groups}/{side}/{layout}/{name}"] = launches
+    return found

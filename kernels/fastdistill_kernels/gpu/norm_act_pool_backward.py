@@ -354,7 +354,7 @@ def _prepare(
     value: bool,
 ) -> tuple[list[Tensor | None], list[Launch]]:
     dual, last = dx is not None, channels_last(x)
-    cut, fixed = constants(x, weight, groups, activation, pooling, dual=dual, backward=True)
+    cut, fixed = constants(x, weight, groups, activation, pooling, dual=dual)
     dense = in_layout(last)
     axes = 0 if weight is None else weight.ndim - 1
     w, dw, b, db = (Parameter.of(one, axes, last) for one in (weight, dweight, bias, dbias))

@@ -94,7 +94,8 @@ class Affine:
 def to_groups(sums: Tensor, groups: int, pixels: int) -> Tensor:
     """Means over norm groups ``[..., groups]`` from sums over each channel's pixels ``[..., C]``."""
     within = sums.shape[-1] // groups
-    return sums.unflatten(-1, (groups, within)).sum(-1) / (within * pixels)
+    of_groups: Tensor = sums.unflatten(-1, (groups, within)).sum(-1)
+    return of_groups / (within * pixels)
 
 
 def to_channels(statistic: Tensor, channels: int) -> Tensor:
