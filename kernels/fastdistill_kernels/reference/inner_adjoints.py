@@ -49,18 +49,19 @@ def momentum_adjoint(
     before, direction = empty(cotangent), empty(cotangent)
     in_rate, in_momentum = _slope(rate, new_velocity is not None), _slope(rate, velocity is not None)
     for at in pieces(cotangent):
-        rows, after = at[0], _completed(cotangent, product, extra, at)
+        rows, after = at[0], _completed(cotangent, product, extra, before, at)
         pulled = torch.mul(after, minus[rows], out=direction[at])
         if state_cotangent is not None:
             if scale is None:
                 pulled.add_(state_cotangent[at])
             else:
                 pulled.addcmul_(state_cotangent[at], scale[rows])
-        torch.add(after, pulled, alpha=decay, out=before[at])
         if new_velocity is not None:
             in_rate[rows] -= _dot(new_velocity[at], after)
         if velocity is not None:
             in_momentum[rows] += _dot(velocity[at], pulled)
+        if decay:
+            after.add_(pulled, alpha=decay)  # only now: it is the result's place
     return before, direction, in_rate, in_momentum
 
 
@@ -82,10 +83,11 @@ def adam_adjoint(
     unbias1, unbias2, in_unbias1 = corrections(beta1, beta2, number)
     keep, take, minus = beta1[:, None], (1 - beta1)[:, None], -rate[:, None]
     per1, per2 = (1 / unbias1)[:, None], unbias2.rsqrt()[:, None]
+    half = -per2 / 2
     before, direction, state = empty(cotangent), empty(cotangent), new_moments.new_empty(new_moments.shape)
     in_rate, in_beta1 = _slope(rate, True), _slope(rate, True)
     for at in pieces(cotangent):
-        rows, after = at[0], _completed(cotangent, product, extra, at)
+        rows, after = at[0], _completed(cotangent, product, extra, before, at)
         old, new = moments[0][at], new_moments[0][at]
         gradient = torch.addcmul(new, old, keep[rows], value=-1).div_(take[rows])
         spread = new_moments[1][at].sqrt()
@@ -94,8 +96,8 @@ def adam_adjoint(
         in_rate[rows] -= _dot(change, after)
         pull = torch.mul(after, minus[rows]).div_(root)  # of m'/(1 − β₁ᵏ)
         # where v' is 0 the root's infinite slope is taken as 0: a gradient of 0 multiplies it
-        slope = torch.where(spread > 0, per2[rows] / (2 * spread), 0)
-        second = change.mul_(pull).mul_(slope).neg_()
+        slope = spread.reciprocal().masked_fill_(spread == 0, 0).mul_(half[rows])
+        second = change.mul_(pull).mul_(slope)
         first = pull.mul_(per1[rows])
         if state_cotangent is not None:
             first.add_(state_cotangent[0][at])
@@ -105,17 +107,19 @@ def adam_adjoint(
         torch.mul(second, beta2, out=state[1][at])
         through = torch.mul(first, take[rows], out=direction[at])
         through.addcmul_(gradient, second, value=2 * (1 - beta2))
-        torch.add(after, through, alpha=decay, out=before[at])
+        if decay:
+            after.add_(through, alpha=decay)
     return before, direction, state, in_rate, in_beta1 + rate * in_rate * in_unbias1 / unbias1
 
 
-def _completed(cotangent: Tensor, product: Tensor | None, extra: Tensor | None, at: Place) -> Tensor:
-    """A piece of the weights' cotangent with what was still to be added."""
-    after = cotangent[at]
-    for more in (product, extra):
-        if more is not None:
-            after = after + more[at]
-    return after
+def _completed(cotangent: Tensor, product: Tensor | None, extra: Tensor | None, before: Tensor, at: Place) -> Tensor:
+    """A piece of the weights' cotangent with what was still to be added, in the place of the result."""
+    after = before[at]
+    if product is None:
+        after.copy_(cotangent[at])
+    else:
+        torch.add(cotangent[at], product[at], out=after)
+    return after if extra is None else after.add_(extra[at])
 
 
 def _slope(rate: Tensor, wanted: bool) -> Tensor:
