@@ -21,6 +21,7 @@ from fastdistill_kernels import RowTable
 
 Operands = tuple[Tensor, ...]
 Computation = Callable[..., Any]
+Numbers = Callable[..., Tensor]  # standard normal ones of a shape
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -56,90 +57,87 @@ class KernelCase:
     Attributes:
         name: the operator, and which form of it.
         precisions: it is measured in.
-        operands: makes them, float64 or integers, on the CPU.
-        operator: the public function of all operands and the precision (``ieee`` or ``tf32``).
-        reference: plain torch of all operands, differentiable or not, on any device.
+        operands: makes them of standard normal numbers.
+        operator: the public function of all operands, with the products' ``precision`` (``ieee`` or ``tf32``).
         separate: the library calls that one would write without it; None where the reference is just that.
-        products: it is bound by the tensor cores rather than by memory where there are enough channels.
     """
 
     name: str
     precisions: tuple[str, ...]
-    operands: Callable[[Sizes, torch.Generator], Operands]
+    operands: Callable[[Sizes, Numbers], Operands]
     operator: Computation
     separate: Computation | None = None
-    products: bool = False
+
+    def policy(self, precision: str) -> dict[str, str]:
+        """What the operator is told of a precision: nothing where it has no products."""
+        return {"precision": "tf32" if precision == "tf32" else "ieee"} if "tf32" in self.precisions else {}
 
 
-def made(case: KernelCase, sizes: Sizes, precision: str, device: torch.device) -> Operands:
-    """The operands in a precision; ``float64`` for the truth of no rounding at all."""
-    operands = case.operands(sizes, torch.Generator().manual_seed(0))
-    return tuple(_rounded(operand, DTYPES[precision]).to(device) for operand in operands)
+def rounded(case: KernelCase, sizes: Sizes, precision: str, device: torch.device) -> tuple[Operands, Operands]:
+    """The operands in a precision on a device, and the same numbers in float64 on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    operands = case.operands(sizes, lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator))
+    found = [operand.to(DTYPES[precision]) if operand.is_floating_point() else operand for operand in operands]
+    exact = tuple(operand.double() if operand.is_floating_point() else operand for operand in found)
+    return tuple(operand.to(device) for operand in found), exact
 
 
-def exact(operands: Operands) -> Operands:
-    """The same numbers in float64, on the CPU."""
-    return tuple(_rounded(operand, torch.float64).cpu() for operand in operands)
-
-
-def _rounded(operand: Tensor, dtype: torch.dtype) -> Tensor:
-    return operand.to(dtype) if operand.is_floating_point() else operand
+def large(case: KernelCase, sizes: Sizes, precision: str, device: torch.device) -> Operands:
+    """Operands that are made where they are used: those of a whole step would not fit elsewhere."""
+    generator = torch.Generator(device).manual_seed(0)
+    options: Any = {"dtype": DTYPES[precision], "device": device, "generator": generator}
+    return case.operands(sizes, lambda *shape: torch.randn(*shape, **options))
 
 
 _NORM: dict[str, Any] = {"activation": "relu", "pooling": "avg"}
+_OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 _WEIGHT = 0.1  # size of random weights: it keeps the layers' results near 1, as a student's are
-
-
-def _numbers(generator: torch.Generator, *shape: int, scale: float = 1.0) -> Tensor:
-    return scale * torch.randn(*shape, dtype=torch.float64, generator=generator)
 
 
 def _lead(sizes: Sizes) -> tuple[int, int, int]:
     return sizes.students, sizes.groups, sizes.images
 
 
-def _maps(sizes: Sizes, generator: torch.Generator) -> Tensor:
+def _maps(sizes: Sizes, numbers: Numbers) -> Tensor:
     """Activations ``[S, G, n, C, H, W]``, channels last, as the kernels like them."""
-    made = _numbers(generator, *_lead(sizes), sizes.side, sizes.side, sizes.channels)
+    made = numbers(*_lead(sizes), sizes.side, sizes.side, sizes.channels)
     return made.permute(0, 1, 2, 5, 3, 4)
 
 
-def _convolution(sizes: Sizes, generator: torch.Generator, *, tangent: bool = False) -> list[Tensor]:
+def _convolution(sizes: Sizes, numbers: Numbers, *, tangent: bool = False) -> list[Tensor]:
     lead = (sizes.students, sizes.groups) if tangent else (sizes.students,)
     channels = sizes.channels
     scale = _WEIGHT / channels**0.5
-    return [_numbers(generator, *lead, channels, channels, 3, 3, scale=scale), _numbers(generator, *lead, channels)]
+    return [scale * numbers(*lead, channels, channels, 3, 3), numbers(*lead, channels)]
 
 
 def _interleaved(values: Sequence[Tensor], tangents: Sequence[Tensor]) -> list[Tensor]:
     return [tensor for pair in zip(values, tangents, strict=True) for tensor in pair]
 
 
-def _layer(sizes: Sizes, generator: torch.Generator) -> Operands:
-    return (_maps(sizes, generator), *_convolution(sizes, generator))
+def _layer(sizes: Sizes, numbers: Numbers) -> Operands:
+    return (_maps(sizes, numbers), *_convolution(sizes, numbers))
 
 
-def _dual_layer(sizes: Sizes, generator: torch.Generator) -> Operands:
-    maps = [_maps(sizes, generator) for _ in range(2)]
-    weights = (_convolution(sizes, generator, tangent=tangent) for tangent in (False, True))
+def _dual_layer(sizes: Sizes, numbers: Numbers) -> Operands:
+    maps = [_maps(sizes, numbers) for _ in range(2)]
+    weights = (_convolution(sizes, numbers, tangent=tangent) for tangent in (False, True))
     return (*maps, *_interleaved(*weights))
 
 
-def _two_maps(sizes: Sizes, generator: torch.Generator) -> Operands:
-    return _maps(sizes, generator), _maps(sizes, generator)
+def _two_maps(sizes: Sizes, numbers: Numbers) -> Operands:
+    return _maps(sizes, numbers), _maps(sizes, numbers)
 
 
-def _four_maps(sizes: Sizes, generator: torch.Generator) -> Operands:
-    return (*_two_maps(sizes, generator), *_two_maps(sizes, generator))
+def _four_maps(sizes: Sizes, numbers: Numbers) -> Operands:
+    return (*_two_maps(sizes, numbers), *_two_maps(sizes, numbers))
 
 
 def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Students' convolutions as one grouped call: ``x [S, m, I, H, W]``, ``weight [S, O, I, 3, 3]``."""
     students = len(weight)
     images = x.transpose(0, 1).flatten(1, 2)
-    found = F.conv2d(
-        images, weight.flatten(0, 1), None if bias is None else bias.flatten(), padding=1, groups=students
-    )
+    found = F.conv2d(images, weight.flatten(0, 1), None if bias is None else bias.flatten(), padding=1, groups=students)
     return found.unflatten(1, (students, -1)).transpose(0, 1)
 
 
@@ -183,22 +181,22 @@ def separate_dual_weight_gradient(x: Tensor, dx: Tensor, gy: Tensor, dgy: Tensor
     return _weight_product(x, gy), _weight_product(dx, gy) + _weight_product(x, dgy)
 
 
-def _affine(sizes: Sizes, generator: torch.Generator, *, tangent: bool = False) -> list[Tensor]:
+def _affine(sizes: Sizes, numbers: Numbers, *, tangent: bool = False) -> list[Tensor]:
     lead = (sizes.students, sizes.groups) if tangent else (sizes.students,)
-    return [_numbers(generator, *lead, sizes.channels) for _ in range(2)]
+    return [numbers(*lead, sizes.channels) for _ in range(2)]
 
 
-def _normed(sizes: Sizes, generator: torch.Generator) -> Operands:
-    return (_maps(sizes, generator), *_affine(sizes, generator))
+def _normed(sizes: Sizes, numbers: Numbers) -> Operands:
+    return (_maps(sizes, numbers), *_affine(sizes, numbers))
 
 
-def _dual_normed(sizes: Sizes, generator: torch.Generator) -> Operands:
-    affine = _interleaved(_affine(sizes, generator), _affine(sizes, generator, tangent=True))
-    return (*_two_maps(sizes, generator), *affine)
+def _dual_normed(sizes: Sizes, numbers: Numbers) -> Operands:
+    affine = _interleaved(_affine(sizes, numbers), _affine(sizes, numbers, tangent=True))
+    return (*_two_maps(sizes, numbers), *affine)
 
 
-def _pooled(sizes: Sizes, generator: torch.Generator) -> Tensor:
-    return _maps(sizes, generator)[..., : sizes.side // 2, : sizes.side // 2].contiguous()
+def _pooled(sizes: Sizes, numbers: Numbers) -> Tensor:
+    return _maps(sizes, numbers)[..., : sizes.side // 2, : sizes.side // 2].contiguous()
 
 
 def separate_norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -226,15 +224,15 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return wide.mean((-2, -1)), (wide.var((-2, -1), correction=0) + 1e-5).rsqrt()
 
 
-def _first(sizes: Sizes, generator: torch.Generator) -> Operands:
+def _first(sizes: Sizes, numbers: Numbers) -> Operands:
     """Grey images twice the maps' size with a block's weight, bias, and affine, padded by 1."""
-    images = _numbers(generator, *_lead(sizes), 1, 2 * sizes.side, 2 * sizes.side)
-    weight = _numbers(generator, sizes.students, sizes.channels, 1, 3, 3, scale=1 / 3)
-    return (images, weight, *(_numbers(generator, sizes.students, sizes.channels) for _ in range(3)))
+    images = numbers(*_lead(sizes), 1, 2 * sizes.side, 2 * sizes.side)
+    weight = numbers(sizes.students, sizes.channels, 1, 3, 3) / 3
+    return (images, weight, *(numbers(sizes.students, sizes.channels) for _ in range(3)))
 
 
-def _first_backward(sizes: Sizes, generator: torch.Generator) -> Operands:
-    return (_maps(sizes, generator).contiguous(), *_first(sizes, generator))
+def _first_backward(sizes: Sizes, numbers: Numbers) -> Operands:
+    return (_maps(sizes, numbers).contiguous(), *_first(sizes, numbers))
 
 
 def separate_first_block(x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
@@ -242,8 +240,8 @@ def separate_first_block(x: Tensor, weight: Tensor, bias: Tensor, norm_weight: T
     return separate_norm_act_pool(separate_convolution(x, weight, bias), norm_weight, norm_bias)
 
 
-def _matched(sizes: Sizes, generator: torch.Generator) -> Operands:
-    return tuple(_numbers(generator, sizes.students, sizes.groups, sizes.parameters) for _ in range(2))
+def _matched(sizes: Sizes, numbers: Numbers) -> Operands:
+    return tuple(numbers(sizes.students, sizes.groups, sizes.parameters) for _ in range(2))
 
 
 def _match(distance: str, a: Tensor, b: Tensor) -> Any:
@@ -255,16 +253,14 @@ def separate_match(a: Tensor, b: Tensor) -> Any:
     """Distance by torch's cosine similarity, and its cotangent by autograd."""
     columns = min(1152, a.shape[-1] // 3)
     leaf = a.detach().requires_grad_()
-    rows = [
-        tensor[..., : a.shape[-1] // columns * columns].unflatten(-1, (-1, columns)) for tensor in (leaf, b)
-    ]
+    rows = [tensor[..., : a.shape[-1] // columns * columns].unflatten(-1, (-1, columns)) for tensor in (leaf, b)]
     value = (1 - F.cosine_similarity(*rows, dim=-1, eps=1e-12)).sum(-1)
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
-def _vectors(count: int, sizes: Sizes, generator: torch.Generator) -> Operands:
-    vectors = [_numbers(generator, sizes.students, sizes.parameters) for _ in range(count)]
-    return (*vectors, *(_numbers(generator, sizes.students).abs() for _ in range(2)))
+def _vectors(count: int, sizes: Sizes, numbers: Numbers) -> Operands:
+    vectors = [numbers(sizes.students, sizes.parameters) for _ in range(count)]
+    return (*vectors, *(numbers(sizes.students).abs() for _ in range(2)))
 
 
 def _everyone(vectors: Tensor) -> Tensor:
@@ -308,42 +304,94 @@ def separate_momentum(weights: Tensor, velocity: Tensor, gradient: Tensor, rate:
     return weights - rate[:, None] * moved, moved
 
 
-def _drawn(sizes: Sizes, generator: torch.Generator) -> Operands:
-    images = _numbers(generator, *_lead(sizes), 3, 2 * sizes.side, 2 * sizes.side)
-    operation = torch.randint(6, (sizes.students, sizes.groups), generator=generator)
-    return images, operation, torch.rand(sizes.students, sizes.groups, 1, 3, dtype=torch.float64, generator=generator)
+def _drawn(sizes: Sizes, numbers: Numbers) -> Operands:
+    images = numbers(*_lead(sizes), 3, 2 * sizes.side, 2 * sizes.side)
+    operation = (1000 * numbers(sizes.students, sizes.groups).abs()).long() % len(_OPERATIONS)
+    return images, operation, numbers(sizes.students, sizes.groups, 1, 3).sigmoid()
 
 
 def _augmented(images: Tensor, operation: Tensor, numbers: Tensor) -> Any:
     # numbers of one draw: their roundings would be other shifts
     numbers = numbers if images.dtype == torch.float64 else numbers.float()
-    return fk.dsa(images, operation, numbers, ("color", "crop", "cutout", "flip", "scale", "rotate"), align_corners=True)
+    return fk.dsa(images, operation, numbers, _OPERATIONS, align_corners=True)
 
 
 def separate_augmented(images: Tensor, operation: Tensor, numbers: Tensor) -> Any:
     """Every operation for every pair, of which one is taken."""
-    names = ("color", "crop", "cutout", "flip", "scale", "rotate")
     found = images
-    for index, name in enumerate(names):
-        everyone = torch.zeros_like(operation)
-        one = fk.dsa(images, everyone, numbers.to(torch.promote_types(images.dtype, torch.float32)), (name,), align_corners=True)
-        found = torch.where((operation == index)[..., None, None, None, None], one, found)
+    for index in range(len(_OPERATIONS)):
+        chosen = (operation == index)[..., None, None, None, None]
+        found = torch.where(chosen, _augmented(images, torch.full_like(operation, index), numbers), found)
     return found
+
+
+def _labelled(sizes: Sizes, numbers: Numbers) -> Operands:
+    logits = [numbers(*_lead(sizes), 10) for _ in range(2)]
+    return (*logits, torch.softmax(numbers(*_lead(sizes), 10), -1))
+
+
+def separate_softmax_xent(z: Tensor, dz: Tensor, labels: Tensor) -> Any:
+    """Cross-entropy, its gradient and their tangents, by forward mode over torch's own functions."""
+
+    def both(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logs = F.log_softmax(logits, -1) / logits.shape[-2]
+        mass = labels.sum(-1, keepdim=True) / logits.shape[-2]
+        return -(labels * logs).sum((-2, -1)), mass * F.softmax(logits, -1) - labels / logits.shape[-2], -logs
+
+    (loss, gradient, _), (dloss, dgradient, product) = torch.func.jvp(both, (z,), (dz,))
+    return loss, dloss, gradient, dgradient, product
 
 
 def all_cases() -> list[KernelCase]:
     """Every kernel that is measured."""
-    vectors, products = ("float32",), ("float32", "tf32", "bf16")
-    layers = ("float32", "bf16")
+    products, layers, vectors = ("float32", "tf32", "bf16"), ("float32", "bf16"), ("float32",)
+
+    def case(name: str, precisions: tuple[str, ...], operands: Any, operator: Computation, **more: Any) -> KernelCase:
+        return KernelCase(name=name, precisions=precisions, operands=operands, operator=operator, **more)
+
+    def convolving(name: str, operands: Any, operator: Computation, separate: Computation) -> KernelCase:
+        return case(name, products, operands, partial(operator, padding=1), separate=separate)
+
+    def plain(operator: Computation) -> Computation:
+        return lambda *operands, precision: operator(*operands)
+
+    first: dict[str, Any] = {"padding": 1, **_NORM}
     return [
-        *(
-            KernelCase(
-                name=f"match-{distance}",
-                precisions=layers,
-                operands=_matched,
-                operator=lambda a, b, precision, distance=distance: _match(distance, a, b),
-                separate=separate_match if distance == "ours" else None,
-            )
-            for distance in ("ours", "mse", "cos")
+        case("match-ours", layers, _matched, plain(partial(_match, "ours")), separate=separate_match),
+        case("match-mse", layers, _matched, plain(partial(_match, "mse"))),
+        case("match-cos", layers, _matched, plain(partial(_match, "cos"))),
+        convolving("convolution", _layer, fk.convolution, separate_convolution),
+        convolving("dual_convolution", _dual_layer, fk.dual_convolution, separate_dual_convolution),
+        convolving("convolution_input_gradient", _layer, _input_gradient, separate_input_gradient),
+        convolving("convolution_weight_gradient", _two_maps, _weight_gradient, separate_weight_gradient),
+        convolving("dual_convolution_weight_gradient", _four_maps, _dual_weight, separate_dual_weight_gradient),
+        case("norm_act_pool", layers, _normed, plain(_norm), separate=separate_norm_act_pool),
+        case("norm_act_pool_backward", layers, _normed_backward, plain(_norm_backward)),
+        case("dual_norm_act_pool", layers, _dual_normed, plain(_dual_norm)),
+        case("first_block", products, _first, partial(fk.first_block, **first), separate=separate_first_block),
+        case(
+            "first_block_backward", products, _first_backward, partial(fk.first_block_backward, inputs=False, **first)
         ),
+        case("dual_softmax_xent", layers, _labelled, plain(fk.dual_softmax_xent), separate=separate_softmax_xent),
+        case("neumann_update", vectors, partial(_vectors, 3), plain(_neumann), separate=separate_neumann),
+        case("cg_iteration", vectors, partial(_vectors, 4), plain(_gradients_iteration), separate=separate_iteration),
+        case("momentum_step", vectors, partial(_vectors, 3), plain(_momentum), separate=separate_momentum),
+        case("dsa", layers, _drawn, plain(_augmented), separate=separate_augmented),
     ]
+
+
+def _input_gradient(gy: Tensor, weight: Tensor, _bias: Tensor, *, padding: int, precision: str) -> Any:
+    size = (gy.shape[-2], gy.shape[-1])
+    return fk.convolution_input_gradient(gy, weight, size, padding=padding, precision=precision)
+
+
+def _weight_gradient(x: Tensor, gy: Tensor, *, padding: int, precision: str) -> Any:
+    return fk.convolution_weight_gradient(x, gy, 3, padding=padding, precision=precision)[0]
+
+
+def _dual_weight(x: Tensor, dx: Tensor, gy: Tensor, dgy: Tensor, *, padding: int, precision: str) -> Any:
+    return fk.dual_convolution_weight_gradient(x, dx, gy, dgy, 3, padding=padding, precision=precision)[:2]
+
+
+def _normed_backward(sizes: Sizes, numbers: Numbers) -> Operands:
+    return (_pooled(sizes, numbers), *_normed(sizes, numbers))

@@ -140,9 +140,7 @@ def gradient(student: Student, images: int) -> None:
     fk.linear_weight_gradient(features, cotangent)
     g = fk.linear_input_gradient(cotangent, weight).view(y.shape)
     for y, z, weight, norm_weight, norm_bias, statistics in reversed(kept):
-        g, _, _ = fk.norm_act_pool_backward(
-            g, z, norm_weight, norm_bias, *statistics, groups=student.width, **_POOLED
-        )
+        g, _, _ = fk.norm_act_pool_backward(g, z, norm_weight, norm_bias, *statistics, groups=student.width, **_POOLED)
         fk.convolution_weight_gradient(y, g, 3, padding=1)
         g = fk.convolution_input_gradient(g, weight, (y.shape[-2], y.shape[-1]), padding=1)
     fk.first_block_backward(g, x, *first, **options, inputs=False)
