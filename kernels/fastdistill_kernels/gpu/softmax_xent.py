@@ -134,9 +134,10 @@ def softmax_xent_kernel(
     if not SOFT:
         b_index = tl.load(p_labels + p_label, mask=m_row, other=0)
         loss = tl.where((b_index >= 0) & (b_index < classes), loss, float("nan"))
-    tl.store(p_partials + pid, -share * tl.sum(tl.where(m_row, loss, 0.0)))
+    # rows beyond the samples have no label, and so no part in either
+    tl.store(p_partials + pid, -share * tl.sum(loss))
     if DUAL:
-        tl.store(p_partials + pairs * blocks + pid, -share * tl.sum(tl.where(m_row, dloss, 0.0)))
+        tl.store(p_partials + pairs * blocks + pid, -share * tl.sum(dloss))
 
 
 def tiles(samples: int, classes: int) -> tuple[int, int, int, int]:
