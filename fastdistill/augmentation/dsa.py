@@ -18,6 +18,8 @@ from torch import Tensor
 from fastdistill.draws import Purpose, uniform
 from fastdistill_kernels.dsa import OPERATIONS, PARAMETERS, dsa, dsa_transpose
 
+__all__ = ["OPERATIONS", "Draw", "Strategy", "augment", "draw_per_image", "draw_siamese"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
