@@ -13,7 +13,7 @@ from fastdistill_kernels.gpu.launching import power_of_two
 from fastdistill_kernels.reference.norm_act_pool import channels_last
 
 # Elements of one tensor that a thread holds: a backward pass with tangents keeps four tensors from its sums to its
-# results, 64 registers of the 128 that 16 warps leave a thread; 97 to 127 in all when compiled for CUDA 9.0.
+# results, 64 registers of the 128 that 16 warps leave a thread.
 _PER_THREAD = 16
 _MOST_WARPS = 16
 _LOOP_WARPS = 8

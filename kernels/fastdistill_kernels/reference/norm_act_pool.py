@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastdistill_kernels.reference.activation import sloped, value
 
 POOLINGS = ("none", "avg", "max")
-PIECE = 1 << 17  # elements of x at once: with the temporaries about 3 MB in float32, a core's share of cache
+PIECE = 1 << 18  # elements of x at once, 1 MB in float32: below it dispatches cost more, above it cache misses do
 _PIXELS = (-2, -1)
 
 
@@ -134,45 +133,75 @@ def _flat(x: Tensor) -> Tensor:
 
 def _normalised(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """x̂, and mean and 1/std ``[s, g, n, groups]``."""
-    flat, lead = _flat(x), x.shape[:3]
-    count, channels, height, width = flat.shape
-    xhat, mean, rstd = torch.native_group_norm(flat, None, None, count, channels, height * width, groups, eps)
+    lead, (channels, height, width) = x.shape[:3], x.shape[3:]
+    if channels_last(x):  # torch's own is not vectorised there when norm groups are channels
+        mean = to_groups(x.sum(_PIXELS), groups, height * width)
+        xhat = x - to_channels(mean, channels)
+        rstd = (to_groups(xhat.square().sum(_PIXELS), groups, height * width) + eps).rsqrt()
+        return xhat.mul_(to_channels(rstd, channels)), mean, rstd
+    flat = x.flatten(0, 2).contiguous()
+    xhat, mean, rstd = torch.native_group_norm(flat, None, None, len(flat), channels, height * width, groups, eps)
     return xhat.unflatten(0, lead), mean.unflatten(0, lead), rstd.unflatten(0, lead)
+
+
+def _corners(x: Tensor) -> list[Tensor]:
+    """The four elements of every whole window, as views ``[..., H/2, W/2]``."""
+    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
+    return [x[..., row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
+
+
+def _average(u: Tensor) -> Tensor:
+    """Average pooling; torch's own is vectorised only where channels of a pixel lie together."""
+    first, *others = _corners(u)
+    total = first + others[0]
+    for corner in others[1:]:
+        total.add_(corner)
+    return total.mul_(0.25)
+
+
+def _winners(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima ``[s·g·n, C, H/2, W/2]`` and where in the map they are."""
+    best, places = torch.ops.aten.max_pool2d_with_indices(_flat(u), [2, 2])
+    return best, places
 
 
 def _pool(u: Tensor, du: Tensor | None, pooling: str) -> tuple[Tensor, Tensor | None]:
     if pooling == "none":
         return u, du
-    lead = u.shape[:3]
     if pooling == "avg":
-        pooled = functional.avg_pool2d(u.flatten(0, 2), 2).unflatten(0, lead)
-        return pooled, None if du is None else functional.avg_pool2d(du.flatten(0, 2), 2).unflatten(0, lead)
-    best, places = _winners(u.flatten(0, 2))
+        return _average(u), None if du is None else _average(du)
+    lead, (best, places) = u.shape[:3], _winners(u)
     if du is None:
         return best.unflatten(0, lead), None
     chosen = du.flatten(0, 2).flatten(-2).gather(-1, places.flatten(-2)).reshape(best.shape)
     return best.unflatten(0, lead), chosen.unflatten(0, lead)
 
 
-def _winners(u: Tensor) -> tuple[Tensor, Tensor]:
-    best, places = torch.ops.aten.max_pool2d_with_indices(u, [2, 2])
-    return best, places
-
-
 def spread(g: Tensor, dg: Tensor | None, z: Tensor, activation: str, pooling: str) -> tuple[Tensor, Tensor | None]:
     """What pooling's backward makes of ``g [s, g, n, C, H/2, W/2]`` and, with the same choices, of ``dg``."""
     if pooling == "none":
         return g, dg
-    lead, flat = z.shape[:3], z.flatten(0, 2)
     if pooling == "avg":
-        pull = torch.ops.aten.avg_pool2d_backward
-        settings: tuple[object, ...] = ([2, 2], [2, 2], [0, 0], False, True, None)
-    else:
-        pull = torch.ops.aten.max_pool2d_with_indices_backward
-        flat = value(activation, flat)
-        settings = ([2, 2], [2, 2], [0, 0], [1, 1], False, _winners(flat)[1])
-    one = pull(g.flatten(0, 2), flat, *settings).unflatten(0, lead)
-    return one, None if dg is None else pull(dg.flatten(0, 2), flat, *settings).unflatten(0, lead)
+        return _shared_out(g, z), None if dg is None else _shared_out(dg, z)
+    u = value(activation, z)
+    places = _winners(u)[1]
+
+    def pull(cotangent: Tensor) -> Tensor:
+        back = torch.ops.aten.max_pool2d_with_indices_backward
+        flat: Tensor = back(_flat(cotangent), _flat(u), [2, 2], [2, 2], [0, 0], [1, 1], False, places)
+        images: Tensor = flat.unflatten(0, z.shape[:3])
+        return images
+
+    return pull(g), None if dg is None else pull(dg)
+
+
+def _shared_out(g: Tensor, like: Tensor) -> Tensor:
+    """A quarter of ``g`` for every element of a whole window, zero for the others."""
+    cropped = like.shape[-2] % 2 or like.shape[-1] % 2
+    whole, quarter = torch.zeros_like(like) if cropped else torch.empty_like(like), g * 0.25
+    for corner in _corners(whole):
+        corner.copy_(quarter)
+    return whole
 
 
 def norm_act_pool(
