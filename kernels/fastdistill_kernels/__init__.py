@@ -7,6 +7,8 @@ Letters: ``S`` students, ``G`` gradient groups, ``n`` images, ``P`` parameters o
 """
 
 from fastdistill_kernels.dsa import dsa, dsa_transpose
+from fastdistill_kernels.first_block import dual_first_block, first_block
+from fastdistill_kernels.first_block_backward import dual_first_block_backward, first_block_backward
 from fastdistill_kernels.inner_adjoints import adam_adjoint, momentum_adjoint, sgd_adjoint
 from fastdistill_kernels.inner_steps import adam_step, momentum_step, sgd_step
 from fastdistill_kernels.match import DISTANCES, RowTable, match
@@ -25,9 +27,13 @@ __all__ = [
     "cg_update",
     "dsa",
     "dsa_transpose",
+    "dual_first_block",
+    "dual_first_block_backward",
     "dual_norm_act_pool",
     "dual_norm_act_pool_backward",
     "dual_softmax_xent",
+    "first_block",
+    "first_block_backward",
     "match",
     "momentum_adjoint",
     "momentum_step",

@@ -34,6 +34,7 @@ from fastdistill_kernels.gpu.launching import Capability, Launch, interpreted
 
 FAMILIES = (
     "match",
+    "first_block",
     "norm_act_pool",
     "softmax_xent",
     "solvers",
