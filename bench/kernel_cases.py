@@ -171,7 +171,7 @@ def _weight_product(x: Tensor, gy: Tensor) -> Any:
     return found.unflatten(0, (students, groups, channels))
 
 
-def separate_weight_gradient(x: Tensor, gy: Tensor) -> Tensor:
+def separate_weight_gradient(x: Tensor, gy: Tensor) -> Any:
     """One grouped weight gradient, a group a (student, group)."""
     return _weight_product(x, gy)
 
@@ -235,7 +235,7 @@ def _first_backward(sizes: Sizes, numbers: Numbers) -> Operands:
     return (_maps(sizes, numbers).contiguous(), *_first(sizes, numbers))
 
 
-def separate_first_block(x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+def separate_first_block(x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Any:
     """Grouped convolution, group norm, affine, activation and pooling, one call after the other."""
     return separate_norm_act_pool(separate_convolution(x, weight, bias), norm_weight, norm_bias)
 
