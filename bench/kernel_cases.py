@@ -89,7 +89,7 @@ def large(case: KernelCase, sizes: Sizes, precision: str, device: torch.device) 
     return case.operands(sizes, lambda *shape: torch.randn(*shape, **options))
 
 
-_NORM: dict[str, Any] = {"activation": "relu", "pooling": "avg"}
+_NORM: Any = {"activation": "relu", "pooling": "avg"}
 _OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 _WEIGHT = 0.1  # size of random weights: it keeps the layers' results near 1, as a student's are
 
@@ -133,7 +133,7 @@ def _four_maps(sizes: Sizes, numbers: Numbers) -> Operands:
     return (*_two_maps(sizes, numbers), *_two_maps(sizes, numbers))
 
 
-def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """Students' convolutions as one grouped call: ``x [S, m, I, H, W]``, ``weight [S, O, I, 3, 3]``."""
     students = len(weight)
     images = x.transpose(0, 1).flatten(1, 2)
@@ -141,7 +141,7 @@ def _grouped(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return found.unflatten(1, (students, -1)).transpose(0, 1)
 
 
-def separate_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def separate_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
     """One grouped convolution for all students."""
     return _grouped(x.flatten(1, 2), weight, bias).unflatten(1, x.shape[1:3])
 
@@ -156,14 +156,14 @@ def separate_dual_convolution(
     return value, of_input + of_weight
 
 
-def separate_input_gradient(gy: Tensor, weight: Tensor, _bias: Tensor) -> Tensor:
+def separate_input_gradient(gy: Tensor, weight: Tensor, _bias: Tensor) -> Any:
     """One grouped transposed convolution."""
     images = gy.flatten(1, 2).transpose(0, 1).flatten(1, 2)
     found = F.conv_transpose2d(images, weight.flatten(0, 1), padding=1, groups=len(weight))
     return found.unflatten(1, (len(weight), -1)).transpose(0, 1).unflatten(1, gy.shape[1:3])
 
 
-def _weight_product(x: Tensor, gy: Tensor) -> Tensor:
+def _weight_product(x: Tensor, gy: Tensor) -> Any:
     students, groups, channels = x.shape[0], x.shape[1], gy.shape[3]
     images, cotangents = (tensor.flatten(0, 1).transpose(0, 1).flatten(1, 2) for tensor in (x, gy))
     shape = (students * groups * channels, x.shape[3], 3, 3)
@@ -171,7 +171,7 @@ def _weight_product(x: Tensor, gy: Tensor) -> Tensor:
     return found.unflatten(0, (students, groups, channels))
 
 
-def separate_weight_gradient(x: Tensor, gy: Tensor) -> Tensor:
+def separate_weight_gradient(x: Tensor, gy: Tensor) -> Any:
     """One grouped weight gradient, a group a (student, group)."""
     return _weight_product(x, gy)
 
@@ -199,7 +199,7 @@ def _pooled(sizes: Sizes, numbers: Numbers) -> Tensor:
     return _maps(sizes, numbers)[..., : sizes.side // 2, : sizes.side // 2].contiguous()
 
 
-def separate_norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def separate_norm_act_pool(x: Tensor, weight: Tensor, bias: Tensor) -> Any:
     """Group norm, affine, activation and pooling, one call after the other."""
     flat = F.group_norm(x.flatten(0, 2), x.shape[3]).unflatten(0, x.shape[:3])
     normed = flat * weight[:, None, None, :, None, None] + bias[:, None, None, :, None, None]
@@ -235,7 +235,7 @@ def _first_backward(sizes: Sizes, numbers: Numbers) -> Operands:
     return (_maps(sizes, numbers).contiguous(), *_first(sizes, numbers))
 
 
-def separate_first_block(x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Tensor:
+def separate_first_block(x: Tensor, weight: Tensor, bias: Tensor, norm_weight: Tensor, norm_bias: Tensor) -> Any:
     """Grouped convolution, group norm, affine, activation and pooling, one call after the other."""
     return separate_norm_act_pool(separate_convolution(x, weight, bias), norm_weight, norm_bias)
 
@@ -253,8 +253,10 @@ def separate_match(a: Tensor, b: Tensor) -> Any:
     """Distance by torch's cosine similarity, and its cotangent by autograd."""
     columns = min(1152, a.shape[-1] // 3)
     leaf = a.detach().requires_grad_()
-    rows = [tensor[..., : a.shape[-1] // columns * columns].unflatten(-1, (-1, columns)) for tensor in (leaf, b)]
-    value = (1 - F.cosine_similarity(*rows, dim=-1, eps=1e-12)).sum(-1)
+    ours, theirs = (
+        tensor[..., : a.shape[-1] // columns * columns].unflatten(-1, (-1, columns)) for tensor in (leaf, b)
+    )
+    value = (1 - F.cosine_similarity(ours, theirs, dim=-1, eps=1e-12)).sum(-1)
     return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
 
 
@@ -333,13 +335,16 @@ def _labelled(sizes: Sizes, numbers: Numbers) -> Operands:
 def separate_softmax_xent(z: Tensor, dz: Tensor, labels: Tensor) -> Any:
     """Cross-entropy, its gradient and their tangents, by forward mode over torch's own functions."""
 
-    def both(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        logs = F.log_softmax(logits, -1) / logits.shape[-2]
-        mass = labels.sum(-1, keepdim=True) / logits.shape[-2]
-        return -(labels * logs).sum((-2, -1)), mass * F.softmax(logits, -1) - labels / logits.shape[-2], -logs
+    def gradient(logits: Tensor) -> Tensor:
+        mass = labels.sum(-1, keepdim=True)
+        return (mass * F.softmax(logits, -1) - labels) / logits.shape[-2]
 
-    (loss, gradient, _), (dloss, dgradient, product) = torch.func.jvp(both, (z,), (dz,))
-    return loss, dloss, gradient, dgradient, product
+    def product(logits: Tensor) -> Tensor:
+        return -F.log_softmax(logits, -1) / logits.shape[-2]
+
+    value, tangent = torch.func.jvp(gradient, (z,), (dz,))[:2]
+    logs, dlogs = torch.func.jvp(product, (z,), (dz,))[:2]
+    return (labels * logs).sum((-2, -1)), (labels * dlogs).sum((-2, -1)), value, tangent, dlogs
 
 
 def all_cases() -> list[KernelCase]:

@@ -15,7 +15,6 @@ import pkgutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -37,14 +36,12 @@ _LEAST, _MOST = 3, 50  # timed calls
 HEADS = ("kernel", "error", "ms", "GB/s", "TFLOP/s", "% of floor", "÷ reference", "÷ compiled", "÷ separate")
 
 
-@dataclass
 class Captured(TorchDispatchMode):
     """Keeps the operators that are called inside, with their arguments."""
 
-    calls: list[tuple[str, tuple[Any, ...]]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[tuple[str, tuple[Any, ...]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "fastdistill":
