@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DistanceKind = Literal["ours", "mse", "l1", "cos"]
+DistanceKind = Literal["ours", "mse", "l1", "l1_mean", "cos"]
 ClassAugment = Callable[[Tensor, int], Tensor]
 
 _EPSILON = 1e-6  # added to the product of two norms, as in the published results
@@ -19,7 +19,8 @@ def distance(grads_syn: Sequence[Tensor], grads_real: Sequence[Tensor], kind: Di
     """Return the distance of two gradients of one student as a scalar.
 
     `ours` sums 1 - cosine over the rows (output units) of every tensor and ignores one-dimensional tensors; `cos` is
-    1 - cosine of all tensors as one vector; `mse` and `l1` sum squared and absolute differences of all tensors.
+    1 - cosine of all tensors as one vector; `mse` and `l1` sum squared and absolute differences of all tensors, and
+    `l1_mean` each row's mean absolute difference, where a one-dimensional tensor has rows of one value.
 
     Args:
         grads_syn: gradient on synthetic images, one tensor per parameter.
@@ -35,6 +36,12 @@ def distance(grads_syn: Sequence[Tensor], grads_real: Sequence[Tensor], kind: Di
             if syn.ndim > 1:
                 total = total + _one_minus_cosine(syn.flatten(1), real.flatten(1)).sum()
         return total
+    if kind == "l1_mean":
+        pairs = zip(grads_syn, grads_real, strict=True)
+        return sum(
+            ((syn - real).abs().reshape(len(syn), -1).mean(1).sum() for syn, real in pairs),
+            start=grads_syn[0].new_zeros(()),
+        )
     syn = torch.cat([grad.flatten() for grad in grads_syn])
     real = torch.cat([grad.flatten() for grad in grads_real])
     if kind == "mse":
@@ -43,7 +50,7 @@ def distance(grads_syn: Sequence[Tensor], grads_real: Sequence[Tensor], kind: Di
         return (syn - real).abs().sum()
     if kind == "cos":
         return _one_minus_cosine(syn, real)
-    raise ValueError(f"expected the distance 'ours', 'mse', 'l1' or 'cos', got {kind!r}; choose one of them")
+    raise ValueError(f"expected the distance 'ours', 'mse', 'l1', 'l1_mean' or 'cos', got {kind!r}; choose one of them")
 
 
 def matching_loss(

@@ -20,7 +20,7 @@ class MatchingConfig:
     Attributes:
         kind: matching.
         steps: updates of the synthetic images.
-        distance: ours (row-wise cosine), mse, l1 or cos.
+        distance: ours (row-wise cosine), mse, l1, l1_mean (a mean per row) or cos.
         tensors: names of the parameter tensors that are matched; all when empty.
         per_class: match the gradient class by class, or of all classes pooled.
         real_batch: real images per class and student.
@@ -57,7 +57,7 @@ class MatchingConfig:
 
     def __post_init__(self) -> None:
         of_kind("matching", self.kind)
-        one_of("distance", self.distance, ("ours", "mse", "l1", "cos"))
+        one_of("distance", self.distance, ("ours", "mse", "l1", "l1_mean", "cos"))
         one_of("start", self.start, ("noise", "uniform", "real"))
         strategy(self.augmentation)
         at_least(1, steps=self.steps, real_batch=self.real_batch, outer_loop=self.outer_loop)

@@ -1,19 +1,30 @@
 """Matching distance of two flat gradients and its cotangent, for all layers, students and groups at once.
 
-``match(a, b, table, distance) -> (D, ∂D/∂a)`` on ``a, b [..., P]``. Least traffic: read 2, write 1 × ``S·G·P``.
+``match(a, b, table, distance) -> (D, ∂D/∂a)`` on ``a, b [..., P]``. Every distance but ``cos`` reads both gradients
+once and writes the cotangent: 3·S·G·P elements, one launch. ``cos`` needs the norms of the whole gradient first: two
+launches, 5·S·G·P elements. Arithmetic per element of the table: 10 for the cosines, 4 for the others, far below what a
+byte of memory costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from fastdistill_kernels.checks import expect_alike, expect_one_of, refuse_derivatives
+from fastdistill_kernels.cost import Cost
+from fastdistill_kernels.operators import register
 from fastdistill_kernels.reference import match as reference
 
-DISTANCES = ("ours", "mse", "l1", "cos")
+DISTANCES = ("ours", "mse", "l1", "l1_mean", "cos")
+LONGEST_ROW = 8192  # that a program keeps on chip: two of them are 64 registers of each of 256 threads
+_RUN, _SHORTEST = 2048, 16  # most elements of a run, and the least that a program is made for
+_COSINE_FLOPS, _DIFFERENCE_FLOPS = 10, 4  # per element: three products summed, the cotangent; a difference, its size
 
 
 @dataclass(frozen=True)
@@ -21,7 +32,7 @@ class RowTable:
     """Where the rows of every matched tensor lie in a flat parameter vector.
 
     Attributes:
-        segments: ``(offset, rows, columns)`` of each tensor that takes part.
+        segments: ``(offset, rows, columns)`` of each tensor that takes part, in the order of their offsets.
         size: ``P``, the length of the flat vector with its padding.
     """
 
@@ -29,12 +40,14 @@ class RowTable:
     size: int
 
     def __post_init__(self) -> None:
+        end = 0
         for offset, rows, columns in self.segments:
-            if offset < 0 or offset + rows * columns > self.size:
+            if offset < end or offset + rows * columns > self.size:
                 raise ValueError(
-                    f"a row table's segments must lie within {self.size} parameters, but one spans {offset} to "
-                    f"{offset + rows * columns}: build the table from the layout of the same student"
+                    f"a row table's segments must lie one after another within {self.size} parameters, but one spans "
+                    f"{offset} to {offset + rows * columns} after {end}: build it from the layout of the same student"
                 )
+            end = offset + rows * columns
 
     @classmethod
     def build(
@@ -59,54 +72,106 @@ class RowTable:
         Raises:
             ValueError: for an unknown distance or tensor, or when nothing is left to match.
         """
-        if distance not in DISTANCES:
-            raise ValueError(f"expected a distance among {', '.join(DISTANCES)}, got {distance!r}: choose one of these")
+        expect_one_of("a row table", "a distance", distance, DISTANCES)
         chosen = list(shapes) if tensors is None else list(tensors)
         unknown = [name for name in chosen if name not in shapes]
         if unknown:
             raise ValueError(f"expected tensors among {', '.join(shapes)}, got {unknown[0]!r}: correct the selection")
-        segments = []
-        for name in chosen:
-            shape = shapes[name]
-            if len(shape) < 2 and distance == "ours":
-                continue
-            rows = shape[0]
-            columns = 1
-            for extent in shape[1:]:
-                columns *= extent
-            segments.append((offsets[name], rows, columns))
-        if not segments:
+        kept = [name for name in chosen if len(shapes[name]) > 1 or distance != "ours"]
+        if not kept:
             raise ValueError(
                 f"expected at least one tensor with rows to match, got {chosen}: distance 'ours' skips "
                 "one-dimensional tensors, so select a weight matrix or another distance"
             )
+        segments = sorted((offsets[name], shapes[name][0], prod(shapes[name][1:])) for name in kept)
         return cls(tuple(segments), size)
+
+    def programs(self, distance: str) -> tuple[tuple[int, int, int, int], ...]:
+        """What each program of a launch does: ``(offset, length, columns, alive)``, every element in exactly one.
+
+        A row of ``ours`` is one program however long it is. Whatever else there is comes in runs; one that is not
+        alive has its cotangent set to zero.
+        """
+        found: list[tuple[int, int, int, int]] = []
+        end, step = 0, min(longest_program([columns for _, _, columns in self.segments], distance), _RUN)
+        for offset, rows, columns in (*self.segments, (self.size, 0, 0)):
+            found += _runs(end, offset - end, 1, 0, step)
+            if distance == "ours":
+                found += [(offset + row * columns, columns, columns, 1) for row in range(rows)]
+            else:
+                found += _runs(offset, rows * columns, columns, 1, step)
+            end = offset + rows * columns
+        return tuple(found)
+
+
+def longest_program(columns: Sequence[int], distance: str) -> int:
+    """Most elements of one program: the longest row's of ``ours``, a run's of the others."""
+    return max(*columns, _SHORTEST) if distance == "ours" else _RUN
+
+
+def _runs(offset: int, length: int, columns: int, alive: int, step: int) -> list[tuple[int, int, int, int]]:
+    return [(offset + at, min(step, length - at), columns, alive) for at in range(0, length, step)]
+
+
+def cost_match(pairs: int, size: int, itemsize: int, distance: str) -> Cost:
+    """Of ``pairs = S·G`` gradients of ``size = P`` parameters."""
+    passes = 5 if distance == "cos" else 3
+    flops = _COSINE_FLOPS if distance in ("ours", "cos") else _DIFFERENCE_FLOPS
+    return Cost(flops=flops * pairs * size, bytes=passes * pairs * size * itemsize)
+
+
+def _fake(
+    a: Tensor, b: Tensor, offsets: Sequence[int], rows: Sequence[int], columns: Sequence[int], kind: str
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
+    return a.new_empty(a.shape[:-1], dtype=dtype), a.new_empty(a.shape)
+
+
+def _kernel(*arguments: Any) -> Any:
+    from fastdistill_kernels.gpu import match as gpu
+
+    return gpu.match(*arguments)
+
+
+def _flops(a: Sequence[int], b: Sequence[int], offsets: Any, rows: Any, columns: Any, kind: str) -> int:
+    return cost_match(prod(a[:-1]), a[-1], 1, kind).flops
+
+
+_operator = register(
+    "match(Tensor a, Tensor b, int[] offsets, int[] rows, int[] columns, str distance) -> (Tensor, Tensor)",
+    reference=reference.match,
+    kernel=_kernel,
+    fake=_fake,
+    flops=_flops,
+)
 
 
 def match(a: Tensor, b: Tensor, table: RowTable, distance: str) -> tuple[Tensor, Tensor]:
     """Distance of synthetic and real gradients, and its derivative in the synthetic ones.
 
     Args:
-        a: synthetic gradients ``[..., P]`` (usually ``[S, G, P]``).
+        a: synthetic gradients ``[..., P]`` (usually ``[S, G, P]``), contiguous or not.
         b: real gradients, same shape, dtype and device.
         table: the student's row table, built for the same distance.
-        distance: one of ``DISTANCES`` (Zhao et al. 2021; ``ours`` is its eq. 10).
+        distance: one of ``DISTANCES`` (Zhao et al. 2021; ``ours`` is its eq. 10; ``l1`` and ``l1_mean``, the sum over
+            rows of their mean absolute difference, as in IDC, Kim et al. 2022).
 
     Returns:
-        Distance ``[...]`` and cotangent ``[..., P]``; rows of ``a`` with norm zero get the cotangent 0.
+        Distance ``[...]``, float32 for bfloat16 gradients, and cotangent ``[..., P]``; rows of ``a`` with norm zero
+        get the cotangent 0.
 
     Raises:
-        ValueError: for mismatched shapes or dtypes, or an unknown distance.
-        TypeError: for a dual tensor, whose tangent would be lost.
+        ValueError: for mismatched shapes, dtypes or devices, or an unknown distance.
+        TypeError: for a tensor whose derivative would be lost.
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"expected a distance among {', '.join(DISTANCES)}, got {distance!r}: choose one of these")
-    if a.shape != b.shape or a.dtype != b.dtype or a.shape[-1:] != (table.size,):
+    refuse_derivatives("match", a, b)
+    expect_one_of("match", "a distance", distance, DISTANCES)
+    expect_alike("match", a=a, b=b)
+    if a.shape != b.shape or a.shape[-1:] != (table.size,):
         raise ValueError(
-            f"expected two gradients [..., {table.size}] of one dtype, got {tuple(a.shape)} {a.dtype} and "
-            f"{tuple(b.shape)} {b.dtype}: use gradients and table of the same student"
+            f"expected two gradients [..., {table.size}], got {tuple(a.shape)} and {tuple(b.shape)}: use gradients and "
+            "table of the same student"
         )
-    for tensor in (a, b):
-        if forward_ad.unpack_dual(tensor).tangent is not None:
-            raise TypeError("match got a dual tensor, whose tangent it would drop: use the returned cotangent instead")
-    return reference.match(a, b, table.segments, distance)
+    offsets, rows, columns = ([segment[axis] for segment in table.segments] for axis in range(3))
+    value, cotangent = _operator(a, b, offsets, rows, columns, distance)
+    return value, cotangent

@@ -1,7 +1,13 @@
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastdistill_kernels import DISTANCES, RowTable, match
+from fastdistill_kernels.match import LONGEST_ROW, cost_match
+from tests.kernels.comparing import DTYPES, LIMITS, error
 
 SHAPES = {"conv": (4, 3, 3, 3), "bias": (4,), "norm": (5, 2, 2), "linear": (7, 5)}
 
@@ -34,6 +40,9 @@ def parts(flat, tensors):
 
 def textbook(a, b, distance, tensors):
     """One pair, tensor by tensor, row by row."""
+    if distance == "l1_mean":
+        both = zip(parts(a, tensors), parts(b, tensors), strict=True)
+        return sum((x - y).abs().flatten(1).mean(1).sum() if x.ndim > 1 else (x - y).abs().sum() for x, y in both)
     if distance in ("mse", "l1"):
         power = 2 if distance == "mse" else 1
         return sum(((x - y).abs() ** power).sum() for x, y in zip(parts(a, tensors), parts(b, tensors), strict=True))
@@ -106,10 +115,151 @@ def test_wrong_input_is_named():
         table("ours", ["convolution"])
     with pytest.raises(ValueError, match="at least one tensor with rows"):
         table("ours", ["bias"])
-    with pytest.raises(ValueError, match="must lie within"):
+    with pytest.raises(ValueError, match="within 32 parameters"):
         RowTable(((0, 4, 10),), 32)
+    with pytest.raises(ValueError, match="one after another"):
+        RowTable(((0, 2, 10), (8, 1, 4)), 32)
+    with pytest.raises(ValueError, match="in float32, bfloat16 or float64, got"):
+        match(a.long(), a.long(), table("ours"), "ours")
+    with pytest.raises(ValueError, match="expected b like a in"):
+        match(a, a.float(), table("ours"), "ours")
+    with pytest.raises(TypeError, match="requires grad"):
+        match(a.clone().requires_grad_(), a, table("ours"), "ours")
     with (
         torch.autograd.forward_ad.dual_level(),
         pytest.raises(TypeError, match="dual tensor"),
     ):
         match(torch.autograd.forward_ad.make_dual(a, a), a, table("ours"), "ours")
+
+
+def launched(a, b, rows, distance):
+    """The kernel's results, interpreted where there is no GPU."""
+    from fastdistill_kernels.gpu import match as gpu
+
+    return gpu.match(a, b, *map(list, zip(*rows.segments, strict=True)), distance)
+
+
+def check_kernel(rows, distance, lead, precision, device):
+    generator = torch.Generator().manual_seed(3)
+    a, b = (torch.randn(*lead, rows.size, generator=generator).to(DTYPES[precision]) for _ in range(2))
+    truth = match(a.double(), b.double(), rows, distance)
+    found = launched(a.to(device), b.to(device), rows, distance)
+    assert found[0].dtype == torch.float32 and found[1].dtype == a.dtype
+    assert error(found[0].cpu(), truth[0]) <= LIMITS[precision]
+    # a cosine's cotangent is the difference of two terms of length 1/‖a‖ a row, nothing is left of them where a ∥ b
+    difference = found[1].cpu().double() - truth[1]
+    norm = max(truth[1].norm().item(), terms(a.double(), rows, distance))
+    assert difference.norm().item() <= LIMITS[precision] * norm
+
+
+def terms(a, rows, distance):
+    """Length of the terms that a cosine's cotangent is the difference of; 0 for other distances."""
+    if distance not in ("ours", "cos"):
+        return 0.0
+    shares = [a[..., o : o + r * c].unflatten(-1, (r, c)) for o, r, c in rows.segments if r]
+    whole = [torch.cat([share.flatten(-2) for share in shares], -1)] if shares else []
+    squares = [row.square().sum(-1) for row in (shares if distance == "ours" else whole)]
+    return torch.cat([(1 / square).flatten() for square in squares]).sum().sqrt().item() if squares else 0.0
+
+
+AWKWARD = {
+    "one": RowTable(((0, 1, 1),), 1),
+    "short rows": RowTable(((0, 5, 1), (7, 3, 2)), 19),
+    "gaps": RowTable(((3, 2, 17), (64, 1, 31)), 101),
+    "no row alive": RowTable(((5, 0, 3),), 40),
+    "long gap": RowTable(((0, 1, 3),), LONGEST_ROW // 2 + 7),
+    "longer than the chip": RowTable(((1, 2, LONGEST_ROW + 5),), 2 * LONGEST_ROW + 16),
+}
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("name", AWKWARD)
+def test_the_kernel_equals_the_reference_on_awkward_tables(name, distance, device, poisoned):
+    check_kernel(AWKWARD[name], distance, (2, 1), "float32", device)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("lead", [(), (0, 3), (3, 2)])
+def test_the_kernel_equals_the_reference_in_every_precision(distance, precision, lead, device, poisoned):
+    check_kernel(table(distance), distance, lead, precision, device)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(
+    extents=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(1, 70)), min_size=1, max_size=4),
+    rest=st.integers(0, 9),
+    distance=st.sampled_from(DISTANCES),
+)
+def test_the_kernel_equals_the_reference_on_any_table(extents, rest, distance):
+    segments, end = [], 0
+    for gap, rows, columns in extents:
+        segments.append((end + gap, rows, columns))
+        end += gap + rows * columns
+    check_kernel(RowTable(tuple(segments), end + rest + 1), distance, (2,), "float32", "cpu")
+
+
+def test_a_dead_row_and_a_dead_pair_on_the_kernel(device, poisoned):
+    a, b = gradients(2).float(), gradients(2, seed=1).float()
+    offsets, _ = layout()
+    a[0, offsets["conv"] : offsets["conv"] + 27] = 0
+    a[1] = 0
+    for distance in ("ours", "cos"):
+        value, cotangent = launched(a.to(device), b.to(device), table(distance), distance)
+        expected = match(a, b, table(distance), distance)
+        assert torch.allclose(value.cpu(), expected[0], rtol=1e-5)
+        assert torch.allclose(cotangent.cpu(), expected[1], atol=1e-6)
+        assert cotangent[1].eq(0).all()
+
+
+def test_every_element_belongs_to_exactly_one_program():
+    for distance in DISTANCES:
+        for rows in (*AWKWARD.values(), table(distance)):
+            seen = torch.zeros(rows.size, dtype=torch.int64)
+            for offset, length, _, _ in rows.programs(distance):
+                seen[offset : offset + length] += 1
+            assert seen.eq(1).all()
+
+
+def test_pieces_of_pairs_change_no_bit():
+    size = 1 << 16
+    a, b = (torch.randn(9, size, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    rows = RowTable(((0, 64, 1000),), size)
+    for distance in DISTANCES:
+        value, cotangent = match(a, b, rows, distance)
+        for index in range(9):
+            one = match(a[index], b[index], rows, distance)
+            assert torch.equal(value[index], one[0]) and torch.equal(cotangent[index], one[1])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_the_operator_keeps_torchs_contract(distance):
+    a, b, rows = gradients(2, 3).float(), gradients(2, 3, seed=1).float(), table(distance)
+    arguments = (a, b, *map(list, zip(*rows.segments, strict=True)), distance)
+    torch.library.opcheck(torch.ops.fastdistill.match.default, arguments)
+    compiled = torch.compile(lambda a, b: match(a, b, rows, distance), fullgraph=True, backend="aot_eager")
+    expected = match(a, b, rows, distance)
+    assert all(torch.equal(*both) for both in zip(compiled(a, b), expected, strict=True))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(b, a)
+
+
+def test_shapes_are_known_without_values():
+    rows = table("ours")
+    match(gradients(2, 3), gradients(2, 3), rows, "ours")
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32)):
+        with FakeTensorMode() as mode:
+            a = mode.from_tensor(torch.ones(2, 3, rows.size, dtype=dtype))
+            segments = map(list, zip(*rows.segments, strict=True))
+            value, cotangent = torch.ops.fastdistill.match(a, a, *segments, "ours")
+        assert value.shape == (2, 3) and value.dtype == wide
+        assert cotangent.shape == a.shape and cotangent.dtype == dtype
+
+
+def test_work_is_counted():
+    a = gradients(2, 3)
+    for distance, flops, passes in (("ours", 10, 3), ("l1", 4, 3), ("cos", 10, 5)):
+        with FlopCounterMode(display=False) as counter:
+            match(a, a, table(distance), distance)
+        assert counter.get_total_flops() == flops * 6 * a.shape[-1]
+        assert cost_match(6, a.shape[-1], 4, distance).bytes == passes * 6 * a.shape[-1] * 4

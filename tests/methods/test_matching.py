@@ -100,7 +100,7 @@ def test_image_gradient_equals_the_textbook(students, ipc, augmentation, batchin
         assert torch.allclose(loss, torch.stack(losses), rtol=1e-10)
 
 
-@pytest.mark.parametrize("distance", ["ours", "mse", "l1", "cos"])
+@pytest.mark.parametrize("distance", ["ours", "mse", "l1", "l1_mean", "cos"])
 def test_every_distance_equals_the_textbook(distance, device):
     config = MatchingConfig(real_batch=REAL, distance=distance)
     method, sample, layout = make(config, students=1, device=device)
