@@ -9,86 +9,29 @@ Values: `fastdistill_kernels.reference.convolution`; derivation: ``derivations/c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdistill_kernels.gpu.launching import (
-    Capability,
-    Launch,
-    capability,
-    interpreted,
-    power_of_two,
-    programs,
-    shared_bytes,
-)
-from fastdistill_kernels.reference.convolution import empty_images, output_size
+from fastdistill_kernels.gpu.launching import Capability, Launch, capability, interpreted, power_of_two, shared_bytes
+from fastdistill_kernels.reference.convolution import empty_images, output_size, own_groups
 
-_LEAST = 16  # rows, columns and depth that a product of tensor cores has at least
+_LEAST = 16  # rows, columns and depth of the smallest product that tensor cores take
 _INDEXABLE = 2**31 - 1  # positions of one student: they are counted in 32 bits, offsets in 64
 
 
 @triton.jit
 def gather_kernel(
-    x,
-    dx,
-    w,
-    dw,
-    b,
-    db,
-    y,
-    dy,
-    images,
-    folded_images,
-    position_tiles,
-    pairs,
-    x_s,
-    x_g,
-    dx_s,
-    dx_g,
-    x_n,
-    x_c,
-    x_h,
-    x_w,
-    w_s,
-    dw_s,
-    dw_g,
-    w_f,
-    w_c,
-    w_h,
-    w_w,
-    b_s,
-    b_f,
-    db_s,
-    db_g,
-    db_f,
-    y_s,
-    y_g,
-    y_n,
-    y_f,
-    y_h,
-    y_w,
-    CHANNELS: tl.constexpr,
-    FEATURES: tl.constexpr,
-    H_IN: tl.constexpr,
-    W_IN: tl.constexpr,
-    H_OUT: tl.constexpr,
-    W_OUT: tl.constexpr,
-    KERNEL: tl.constexpr,
-    STRIDE: tl.constexpr,
-    PADDING: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
-    VALUE: tl.constexpr,
-    DUAL: tl.constexpr,
-    PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
+    x, dx, w, dw, b, db, y, dy, images, folded_images, position_tiles, pairs,
+    x_s, x_g, dx_s, dx_g, x_n, x_c, x_h, x_w, w_s, dw_s, dw_g, w_f, w_c, w_h, w_w, b_s, b_f, db_s, db_g, db_f,
+    y_s, y_g, y_n, y_f, y_h, y_w,
+    CHANNELS: tl.constexpr, FEATURES: tl.constexpr, H_IN: tl.constexpr, W_IN: tl.constexpr,
+    H_OUT: tl.constexpr, W_OUT: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr,
+    TRANSPOSED: tl.constexpr, VALUE: tl.constexpr, DUAL: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
     """One tile of output positions and features of one (student, group), or of all groups of a student where folded.
 
     ``pairs`` counts the groups that have weights of their own; ``folded_images`` are the images that share weights.
@@ -212,3 +155,320 @@ def gather_kernel(
             b_db = tl.load(db + student * db_s + pair * db_g + feature * db_f, mask=m_feature, other=0.0)
             tangent += b_db.to(tl.float32)[None, :]
         tl.store(dy + o_y, tangent.to(dy.dtype.element_ty), mask=m_y)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program computes and with what.
+
+    Attributes:
+        rows: output positions.
+        columns: output channels.
+        depth: contracted in one step.
+        warps: of the program.
+        stages: of loads under way.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+def choose_tile(
+    rows: int,
+    columns: int,
+    channels: int,
+    taps: int,
+    itemsize: int,
+    *,
+    exact: bool,
+    dual: bool,
+    operands: int,
+    of: Capability,
+) -> Tile:
+    """The tile of a product, by its shape and the device.
+
+    Args:
+        rows: positions that share weights.
+        columns: output channels.
+        channels: contracted of every tap.
+        taps: contracted.
+        itemsize: bytes of an operand's element.
+        exact: float32 products, which tensor cores do not take: their operands live in registers.
+        dual: two accumulators.
+        operands: tiles of rows and of columns loaded at every step.
+        of: the device.
+    """
+    widest = 64 if exact else 128
+    tall = min(widest, max(_LEAST, power_of_two(rows)))
+    wide = min(widest, max(_LEAST, power_of_two(columns)))
+    deepest = 16 if exact else 128 // itemsize  # 128 bytes are the widest row of swizzled shared memory
+    depth = next((d for d in (64, 32, 16) if d <= deepest and channels % d == 0), 0)
+    depth = depth or min(deepest, max(_LEAST, power_of_two(taps * channels)))
+    budget = shared_bytes(of)
+    stage = (operands // 2 * tall + (operands - operands // 2) * wide) * itemsize
+    if of == (9, 4):
+        # one stage is in shared memory, the next in registers; a wavefront is two warps
+        while depth > _LEAST and stage * depth > budget * 3 // 4:
+            depth //= 2
+        return Tile(tall, wide, depth, 4 if tall * wide >= 64 * 64 else 2, 2)
+    while depth > _LEAST and 2 * stage * depth > budget:
+        depth //= 2
+    area = tall * wide * (2 if dual else 1)
+    share = budget if dual else budget // 2  # a program without a tangent leaves registers for a second one
+    stages = max(2, min(4, share // (stage * depth)))
+    return Tile(tall, wide, depth, 8 if area >= 128 * 128 or (exact and dual) else 4, stages)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    """The same weights ``[..., F, C, k, k]`` with neighbouring channels, so that a tile's rows are read whole."""
+    return weight.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
+def _same_strides(a: Tensor, b: Tensor, axes: int) -> bool:
+    """Whether the last axes are strided alike, those of size one aside."""
+    trailing = zip(a.shape[-axes:], a.stride()[-axes:], b.stride()[-axes:], strict=True)
+    return all(size == 1 or one == other for size, one, other in trailing)
+
+
+def alike(x: Tensor, dx: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Images and their tangent with one layout of an image batch ``[n, C, H, W]``; copied only where they differ."""
+    if dx is None or _same_strides(x, dx, 4):
+        return x, dx
+    copies = (empty_images(x, *x.shape[3:]).copy_(images) for images in (x, dx))
+    moved, tangent = copies
+    return (x, tangent) if _same_strides(x, moved, 4) else (moved, tangent)
+
+
+def prepare_gather(
+    x: Tensor,
+    dx: Tensor | None,
+    weight: Tensor,
+    dweight: Tensor | None,
+    bias: Tensor | None,
+    dbias: Tensor | None,
+    size: tuple[int, int],
+    stride: int,
+    padding: int,
+    precision: str,
+    *,
+    transposed: bool,
+    value: bool,
+    of: Capability | None = None,
+) -> tuple[Tensor, Tensor, list[Launch]]:
+    """Value and tangent (empty where not wanted) of a convolution or of its transpose, and the launch that fills them.
+
+    Args:
+        x: ``[S, G, n, C, H, W]``.
+        dx: like x, or None for zero.
+        weight: ``[S, F, C, k, k]``.
+        dweight: ``[S, G, F, C, k, k]``, or None without a tangent.
+        bias: ``[S, F]`` or None.
+        dbias: ``[S, G, F]`` or None.
+        size: height and width of the result.
+        stride: of the kernel.
+        padding: of the convolution.
+        precision: ``ieee`` or ``tf32``.
+        transposed: whether it is the convolution's transpose.
+        value: whether the value is wanted.
+        of: the device to prepare for; x's by default.
+
+    Raises:
+        ValueError: for a student with more positions than 32 bits count.
+    """
+    dual = dweight is not None
+    of = of or capability(x.device)
+    students, groups, count, channels, height, width = x.shape
+    features, kernel = weight.shape[1], weight.shape[-1]
+    pairs = own_groups(dweight, dbias)
+    rows = -(-size[0] // stride) * -(-size[1] // stride) if transposed else size[0] * size[1]
+    positions = groups // pairs * count * rows
+    if positions > _INDEXABLE - 128:
+        raise ValueError(
+            f"expected at most {_INDEXABLE - 128} positions of one student, got {positions}: hand over fewer images"
+        )
+    tile = choose_tile(
+        positions,
+        features,
+        channels,
+        kernel * kernel,
+        x.element_size(),
+        exact=x.dtype == torch.float32 and precision == "ieee",
+        dual=dual and value,
+        operands=2 + dual + (dx is not None),
+        of=of,
+    )
+    if dweight is not None and pairs == 1:
+        dweight = dweight[:, :1]
+    apart = kernel > 1 and channels % tile.depth == 0 and 1 not in weight.stride()[1:3]
+    if apart or (dweight is not None and not _same_strides(weight, dweight, 4)):
+        weight, dweight = _pack(weight), None if dweight is None else _pack(dweight)
+    x, dx = alike(x, dx)
+    y = empty_images(x, features, *size) if value else x.new_empty(0)
+    dy = empty_images(x, features, *size) if dual else x.new_empty(0)
+    made = y if value else dy
+    tiles = -(-positions // tile.rows)
+    launch = Launch(
+        kernel=gather_kernel,
+        grid=students * pairs * (stride * stride if transposed else 1) * tiles * -(-features // tile.columns),
+        arguments={
+            "x": x,
+            "dx": dx,
+            "w": weight,
+            "dw": dweight,
+            "b": bias if value else None,
+            "db": dbias,
+            "y": y if value else None,
+            "dy": dy if dual else None,
+            "images": count,
+            "folded_images": groups // pairs * count,
+            "position_tiles": tiles,
+            "pairs": pairs,
+            **dict(zip(("x_s", "x_g"), x.stride(), strict=False)),
+            **dict(zip(("dx_s", "dx_g"), (0, 0) if dx is None else dx.stride(), strict=False)),
+            **dict(zip(("x_n", "x_c", "x_h", "x_w"), x.stride()[2:], strict=True)),
+            "w_s": weight.stride(0),
+            **dict(zip(("dw_s", "dw_g"), (0, 0) if dweight is None else dweight.stride(), strict=False)),
+            **dict(zip(("w_f", "w_c", "w_h", "w_w"), weight.stride()[1:], strict=True)),
+            **dict(zip(("b_s", "b_f"), (0, 0) if bias is None else bias.stride(), strict=True)),
+            **dict(zip(("db_s", "db_g", "db_f"), (0, 0, 0) if dbias is None else dbias.stride(), strict=True)),
+            **dict(zip(("y_s", "y_g", "y_n", "y_f", "y_h", "y_w"), made.stride(), strict=True)),
+        },
+        constants={
+            "CHANNELS": channels,
+            "FEATURES": features,
+            "H_IN": height,
+            "W_IN": width,
+            "H_OUT": size[0],
+            "W_OUT": size[1],
+            "KERNEL": kernel,
+            "STRIDE": stride,
+            "PADDING": padding,
+            "TRANSPOSED": transposed,
+            "VALUE": value,
+            "DUAL": dual,
+            "PRECISION": precision,
+            "UPCAST": interpreted() and x.dtype == torch.bfloat16,
+            "BM": tile.rows,
+            "BN": tile.columns,
+            "BK": tile.depth,
+        },
+        warps=tile.warps,
+        stages=tile.stages,
+    )
+    return y, dy, [launch]
+
+
+def _run(prepared: tuple[Tensor, Tensor, list[Launch]]) -> tuple[Tensor, Tensor]:
+    y, dy, launches = prepared
+    for launch in launches:
+        launch.run()
+    return y, dy
+
+
+def _size(x: Tensor, weight: Tensor, stride: int, padding: int) -> tuple[int, int]:
+    kernel = weight.shape[-1]
+    return output_size(x.shape[4], kernel, stride, padding), output_size(x.shape[5], kernel, stride, padding)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, precision: str) -> Tensor:
+    """Launches what the reference of this name computes."""
+    size = _size(x, weight, stride, padding)
+    return _run(
+        prepare_gather(
+            x, None, weight, None, bias, None, size, stride, padding, precision, transposed=False, value=True
+        )
+    )[0]
+
+
+def dual_convolution(
+    x: Tensor,
+    dx: Tensor | None,
+    weight: Tensor,
+    dweight: Tensor,
+    bias: Tensor | None,
+    dbias: Tensor | None,
+    stride: int,
+    padding: int,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Launches what the reference of this name computes."""
+    size = _size(x, weight, stride, padding)
+    return _run(
+        prepare_gather(
+            x, dx, weight, dweight, bias, dbias, size, stride, padding, precision, transposed=False, value=True
+        )
+    )
+
+
+def convolution_input_gradient(
+    gy: Tensor, weight: Tensor, height: int, width: int, stride: int, padding: int, precision: str
+) -> Tensor:
+    """Launches what the reference of this name computes."""
+    w, size = weight.transpose(1, 2), (height, width)
+    return _run(
+        prepare_gather(gy, None, w, None, None, None, size, stride, padding, precision, transposed=True, value=True)
+    )[0]
+
+
+def dual_convolution_input_gradient(
+    gy: Tensor,
+    dgy: Tensor,
+    weight: Tensor,
+    dweight: Tensor,
+    height: int,
+    width: int,
+    stride: int,
+    padding: int,
+    precision: str,
+    value: bool,
+) -> tuple[Tensor, Tensor]:
+    """Launches what the reference of this name computes."""
+    w, dw, size = weight.transpose(1, 2), dweight.transpose(2, 3), (height, width)
+    return _run(
+        prepare_gather(gy, dgy, w, dw, None, None, size, stride, padding, precision, transposed=True, value=value)
+    )
+
+
+def variants(capability: Capability) -> dict[str, list[Launch]]:
+    """Launches of a ConvNet-3-128, sixteen students, ten classes of 256 real or 10 synthetic images."""
+    found = {}
+    kinds = (("float32", torch.float32, "ieee"), ("tf32", torch.float32, "tf32"), ("bf16", torch.bfloat16, "ieee"))
+    for name, dtype, precision in kinds:
+
+        def images(count: int, channels: int, side: int, dtype: torch.dtype = dtype) -> Tensor:
+            made = torch.empty(16, 10, count, side, side, channels, dtype=dtype, device="meta")
+            return made.permute(0, 1, 2, 5, 3, 4)
+
+        def weights(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(16, *shape, dtype=dtype, device="meta")
+
+        w, dw = weights(128, 128, 3, 3), weights(10, 128, 128, 3, 3)
+        b, db = weights(128), weights(10, 128)
+        real, few = images(256, 128, 14), images(10, 128, 16)
+        cases = {
+            "forward": (real, None, w, None, b, None, (14, 14), False, True),
+            "input_gradient": (real, None, w.transpose(1, 2), None, None, None, (14, 14), True, True),
+            "dual_forward": (few, few, w, dw, b, db, (16, 16), False, True),
+            "dual_input_gradient": (few, few, w.transpose(1, 2), dw.transpose(2, 3), None, None, (16, 16), True, True),
+        }
+        if name == "bf16":
+            first, dfirst = weights(128, 3, 3, 3), weights(10, 128, 3, 3, 3)
+            grey = images(256, 1, 28)
+            colour = images(10, 3, 32)
+            out = images(10, 128, 32)
+            cases |= {
+                "first": (grey, None, weights(128, 1, 3, 3), None, b, None, (28, 28), False, True),
+                "dual_first": (colour, None, first, dfirst, b, db, (32, 32), False, True),
+                "tangent_of_images": (
+                    out, out, first.transpose(1, 2), dfirst.transpose(2, 3), None, None, (32, 32), True, False,
+                ),
+            }  # fmt: skip
+        for case, (x, dx, weight, dweight, bias, dbias, size, transposed, value) in cases.items():
+            found[f"convolution/{case}/{name}"] = prepare_gather(
+                x, dx, weight, dweight, bias, dbias, size, 1, 1, precision,
+                transposed=transposed, value=value, of=capability,
+            )[2]  # fmt: skip
+    return found
