@@ -8,7 +8,7 @@ Values: `fastdistill_kernels.reference.convolution`; derivation: ``derivations/c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -19,7 +19,7 @@ from fastdistill_kernels.gpu.launching import Capability, Launch, capability, in
 from fastdistill_kernels.reference.convolution import empty_images, output_size, own_groups
 
 _LEAST = 16  # rows, columns and depth of the smallest product that tensor cores take
-_INDEXABLE = 2**31 - 1  # positions of one student: they are counted in 32 bits, offsets in 64
+_INDEXABLE = 2**31 - 2**16  # positions of one student, counted in 32 bits with a tile to spare; offsets have 64
 
 
 @triton.jit
@@ -207,19 +207,41 @@ def choose_tile(
     deepest = 16 if exact else 128 // itemsize  # 128 bytes are the widest row of swizzled shared memory
     depth = next((d for d in (64, 32, 16) if d <= deepest and channels % d == 0), 0)
     depth = depth or min(deepest, max(_LEAST, power_of_two(taps * channels)))
-    budget = shared_bytes(of)
     stage = (operands // 2 * tall + (operands - operands // 2) * wide) * itemsize
+    if narrow(exact, dual, of):
+        wide = min(wide, 64)
+    return fit(Tile(tall, wide, depth, 8, 4), stage, exact=exact, dual=dual, operands=operands, of=of)
+
+
+def narrow(exact: bool, dual: bool, of: Capability) -> bool:
+    """Whether two accumulators of 128 by 128 would spill: before Hopper, operands of products live in registers, too."""
+    return of < (9, 0) and dual and not exact
+
+
+def fit(tile: Tile, stage: int, *, exact: bool, dual: bool, operands: int, of: Capability) -> Tile:
+    """The tile with the depth, warps and stages that its device has memory and registers for.
+
+    Args:
+        tile: wished for.
+        stage: bytes that one step loads for every unit of depth.
+        exact: as in `choose_tile`.
+        dual: likewise.
+        operands: likewise.
+        of: likewise.
+    """
+    budget, depth, area = shared_bytes(of), tile.depth, tile.rows * tile.columns
     if of == (9, 4):
         # one stage is in shared memory, the next in registers; a wavefront is two warps
         while depth > _LEAST and stage * depth > budget * 3 // 4:
             depth //= 2
-        return Tile(tall, wide, depth, 4 if tall * wide >= 64 * 64 else 2, 2)
+        return replace(tile, depth=depth, warps=4 if area >= 64 * 64 else 2, stages=2)
     while depth > _LEAST and 2 * stage * depth > budget:
         depth //= 2
-    area = tall * wide * (2 if dual else 1)
-    share = budget if dual else budget // 2  # a program without a tangent leaves registers for a second one
-    stages = max(2, min(4, share // (stage * depth)))
-    return Tile(tall, wide, depth, 8 if area >= 128 * 128 or (exact and dual) else 4, stages)
+    stages = budget // 2 // (stage * depth)  # of two programs at a time, where they find the registers
+    if dual or stages < 2:
+        stages = budget // (stage * depth)
+    large = area * (2 if dual else 1) >= 128 * 128 or (exact and dual) or (operands > 2 and tile.rows >= 128)
+    return replace(tile, depth=depth, warps=8 if large else 4, stages=max(2, min(4, stages)))
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -240,6 +262,19 @@ def alike(x: Tensor, dx: Tensor | None) -> tuple[Tensor, Tensor | None]:
     copies = (empty_images(x, *x.shape[3:]).copy_(images) for images in (x, dx))
     moved, tangent = copies
     return (x, tangent) if _same_strides(x, moved, 4) else (moved, tangent)
+
+
+def expect_indexable(positions: int) -> None:
+    """Refuses more positions than kernels count.
+
+    Raises:
+        ValueError: naming the limit.
+    """
+    if positions > _INDEXABLE:
+        raise ValueError(
+            f"a convolution expected at most {_INDEXABLE} positions of one student, got {positions}: hand over fewer "
+            "images at once"
+        )
 
 
 def prepare_gather(
@@ -285,10 +320,7 @@ def prepare_gather(
     pairs = own_groups(dweight, dbias)
     rows = -(-size[0] // stride) * -(-size[1] // stride) if transposed else size[0] * size[1]
     positions = groups // pairs * count * rows
-    if positions > _INDEXABLE - 128:
-        raise ValueError(
-            f"expected at most {_INDEXABLE - 128} positions of one student, got {positions}: hand over fewer images"
-        )
+    expect_indexable(positions)
     tile = choose_tile(
         positions,
         features,
