@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -183,20 +181,6 @@ def test_the_kernel_equals_the_reference_on_awkward_tables(name, distance, devic
 @pytest.mark.parametrize("lead", [(), (0, 3), (3, 2)])
 def test_the_kernel_equals_the_reference_in_every_precision(distance, precision, lead, device, poisoned):
     check_kernel(table(distance), distance, lead, precision, device)
-
-
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(
-    extents=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4), st.integers(1, 70)), min_size=1, max_size=4),
-    rest=st.integers(0, 9),
-    distance=st.sampled_from(DISTANCES),
-)
-def test_the_kernel_equals_the_reference_on_any_table(extents, rest, distance):
-    segments, end = [], 0
-    for gap, rows, columns in extents:
-        segments.append((end + gap, rows, columns))
-        end += gap + rows * columns
-    check_kernel(RowTable(tuple(segments), end + rest + 1), distance, (2,), "float32", "cpu")
 
 
 def test_a_dead_row_and_a_dead_pair_on_the_kernel(device, poisoned):
