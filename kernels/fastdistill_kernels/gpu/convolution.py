@@ -40,6 +40,8 @@ def gather_kernel(
     SIDE: tl.constexpr = (KERNEL + STRIDE - 1) // STRIDE if TRANSPOSED else KERNEL
     ROWS: tl.constexpr = (H_OUT + STRIDE - 1) // STRIDE if TRANSPOSED else H_OUT
     COLUMNS: tl.constexpr = (W_OUT + STRIDE - 1) // STRIDE if TRANSPOSED else W_OUT
+    TOWARDS: tl.constexpr = -1 if TRANSPOSED else 1
+    APART: tl.constexpr = STRIDE if TRANSPOSED else 1
     FEATURE_TILES: tl.constexpr = (FEATURES + BN - 1) // BN
     SCALAR_TAP: tl.constexpr = CHANNELS % BK == 0
     STEPS: tl.constexpr = (SIDE * SIDE * CHANNELS + BK - 1) // BK
@@ -72,15 +74,11 @@ def gather_kernel(
         left = column + (phase_x + PADDING) // STRIDE
         tap_y = (phase_y + PADDING) % STRIDE
         tap_x = (phase_x + PADDING) % STRIDE
-        TOWARDS: tl.constexpr = -1
-        APART: tl.constexpr = STRIDE
     else:
         top = row * STRIDE - PADDING
         left = column * STRIDE - PADDING
         tap_y = 0
         tap_x = 0
-        TOWARDS: tl.constexpr = 1
-        APART: tl.constexpr = 1
     o_image = image * x_n + (top * x_h + left * x_w)
     p_x = x + student * x_s + (group * x_g + o_image)[:, None]
     if HAS_DX:
@@ -202,23 +200,24 @@ def choose_tile(
         of: the device.
     """
     widest = 64 if exact else 128
-    tall = min(widest, max(_LEAST, power_of_two(rows)))
     wide = min(widest, max(_LEAST, power_of_two(columns)))
+    tallest = widest if wide > 32 else 64  # few columns: addresses of rows are most of the registers
+    tall = min(tallest, max(_LEAST, power_of_two(rows)))
     deepest = 16 if exact else 128 // itemsize  # 128 bytes are the widest row of swizzled shared memory
     depth = next((d for d in (64, 32, 16) if d <= deepest and channels % d == 0), 0)
     depth = depth or min(deepest, max(_LEAST, power_of_two(taps * channels)))
     stage = (operands // 2 * tall + (operands - operands // 2) * wide) * itemsize
     if narrow(exact, dual, of):
         wide = min(wide, 64)
-    return fit(Tile(tall, wide, depth, 8, 4), stage, exact=exact, dual=dual, operands=operands, of=of)
+    return fit(Tile(tall, wide, depth, 8, 4), stage, exact=exact, dual=dual, of=of)
 
 
 def narrow(exact: bool, dual: bool, of: Capability) -> bool:
-    """Whether two accumulators of 128 by 128 would spill: before Hopper, operands of products live in registers, too."""
+    """Whether two accumulators of 128 by 128 would spill: before Hopper, operands of products are in registers, too."""
     return of < (9, 0) and dual and not exact
 
 
-def fit(tile: Tile, stage: int, *, exact: bool, dual: bool, operands: int, of: Capability) -> Tile:
+def fit(tile: Tile, stage: int, *, exact: bool, dual: bool, of: Capability) -> Tile:
     """The tile with the depth, warps and stages that its device has memory and registers for.
 
     Args:
@@ -226,7 +225,6 @@ def fit(tile: Tile, stage: int, *, exact: bool, dual: bool, operands: int, of: C
         stage: bytes that one step loads for every unit of depth.
         exact: as in `choose_tile`.
         dual: likewise.
-        operands: likewise.
         of: likewise.
     """
     budget, depth, area = shared_bytes(of), tile.depth, tile.rows * tile.columns
@@ -240,7 +238,7 @@ def fit(tile: Tile, stage: int, *, exact: bool, dual: bool, operands: int, of: C
     stages = budget // 2 // (stage * depth)  # of two programs at a time, where they find the registers
     if dual or stages < 2:
         stages = budget // (stage * depth)
-    large = area * (2 if dual else 1) >= 128 * 128 or (exact and dual) or (operands > 2 and tile.rows >= 128)
+    large = area * (2 if dual else 1) >= 128 * 128 or (exact and dual)
     return replace(tile, depth=depth, warps=8 if large else 4, stages=max(2, min(4, stages)))
 
 

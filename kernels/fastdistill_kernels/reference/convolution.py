@@ -97,7 +97,8 @@ def _fold(images: Tensor) -> Tensor:
 
 
 def _unfold(images: Tensor, pairs: int) -> Tensor:
-    return images.unflatten(1, (pairs, -1)).transpose(0, 1)
+    shape = (images.shape[0], pairs, images.shape[1] // pairs, *images.shape[2:])
+    return images.view(shape).transpose(0, 1)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -126,7 +127,7 @@ def _weight_gradient(x: Tensor, gy: Tensor, kernel: int, stride: int, padding: i
     pairs, features = gy.shape[0], gy.shape[2]
     shape = gy.new_empty(1).expand(pairs * features, x.shape[2], kernel, kernel)
     gradient = _backward(gy, _fold(x), shape, stride, padding, [False, True])[1]
-    return gradient.unflatten(0, (pairs, features))
+    return gradient.view(pairs, features, *gradient.shape[1:])
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, precision: str) -> Tensor:
