@@ -6,8 +6,8 @@
 
 Inputs ``x [S, G, n, F]`` (an axis S or G of size 1, or expanded, is shared), weights ``w [S, O, F]``, their tangents
 ``ẇ [S, G, O, F]`` or ``[S, O, F]``, results ``y [S, G, n, O]``, weight gradients ``[S, G, O, F]`` in float32 at least.
-It is `fastdistill_kernels.convolution` with a kernel of 1 on images of one pixel: on a device its kernels compute it, and
-its rules count the work.
+It is `fastdistill_kernels.convolution` with a kernel of 1 on images of one pixel: on a device its kernels compute it,
+and its rules count the work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ from typing import Any
 from torch import Tensor
 
 from fastdistill_kernels.checks import expect_alike, expect_one_of, expect_shape, refuse_derivatives
-from fastdistill_kernels.convolution import PRECISIONS, check_channels, common, expect_axes, per_group, spread
+from fastdistill_kernels.convolution import (
+    PRECISIONS,
+    check_channels,
+    common,
+    expect_axes,
+    launching,
+    per_group,
+    spread,
+)
 from fastdistill_kernels.convolution_cost import (
     Sizes,
     cost_convolution,
@@ -47,63 +55,9 @@ def linear_sizes(students: int, groups: int, images: int, inputs: int, outputs: 
     )
 
 
-def _pixel(tensor: Tensor | None) -> Tensor | None:
-    """``[...]`` as images or weights of one pixel, ``[..., 1, 1]``."""
-    return None if tensor is None else tensor[..., None, None]
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """The way back; nothing stays nothing."""
-    return tensor if tensor.ndim == 1 else tensor[..., 0, 0]
-
-
-def _kernel(*arguments: Any) -> Tensor:
-    from fastdistill_kernels.gpu import convolution as gpu
-
-    x, weight, bias, precision = arguments
-    return _flat(gpu.convolution(_pixel(x), _pixel(weight), bias, 1, 0, precision))
-
-
-def _dual_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    from fastdistill_kernels.gpu import convolution as gpu
-
-    x, dx, weight, dweight, bias, dbias, precision = arguments
-    images, tangent, w, dw = map(_pixel, (x, dx, weight, dweight))
-    return tuple(map(_flat, gpu.dual_convolution(images, tangent, w, dw, bias, dbias, 1, 0, precision)))
-
-
-def _input_kernel(*arguments: Any) -> Tensor:
-    from fastdistill_kernels.gpu import convolution as gpu
-
-    gy, weight, precision = arguments
-    return _flat(gpu.convolution_input_gradient(_pixel(gy), _pixel(weight), 1, 1, 1, 0, precision))
-
-
-def _dual_input_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    from fastdistill_kernels.gpu import convolution as gpu
-
-    *tensors, precision, value = arguments
-    return tuple(map(_flat, gpu.dual_convolution_input_gradient(*map(_pixel, tensors), 1, 1, 1, 0, precision, value)))
-
-
-def _weight_kernel(*arguments: Any) -> tuple[Tensor, Tensor]:
-    from fastdistill_kernels.gpu import convolution_weight as gpu
-
-    x, gy, bias, precision = arguments
-    gw, gb = gpu.convolution_weight_gradient(_pixel(x), _pixel(gy), 1, 1, 0, bias, precision)
-    return _flat(gw), gb
-
-
-def _dual_weight_kernel(*arguments: Any) -> tuple[Tensor, ...]:
-    from fastdistill_kernels.gpu import convolution_weight as gpu
-
-    *tensors, bias, precision, value = arguments
-    gw, dgw, gb, dgb = gpu.dual_convolution_weight_gradient(*map(_pixel, tensors), 1, 1, 0, bias, precision, value)
-    return _flat(gw), _flat(dgw), gb, dgb
-
-
 def _sizes(x: Sequence[int], outputs: int) -> Sizes:
-    return linear_sizes(*x, outputs)
+    students, groups, images, inputs = x
+    return linear_sizes(students, groups, images, inputs, outputs)
 
 
 def _fake(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
@@ -141,7 +95,7 @@ def _dual_weight_fake(
 _linear = register(
     "linear(Tensor x, Tensor weight, Tensor? bias, str precision) -> Tensor",
     reference=reference.linear,
-    kernel=_kernel,
+    kernel=launching("linear", "linear"),
     fake=_fake,
     flops=lambda x, w, b, _: cost_convolution(_sizes(x, w[1]), 1, bias=b is not None).flops,
 )
@@ -149,7 +103,7 @@ _dual_linear = register(
     "dual_linear(Tensor x, Tensor? dx, Tensor weight, Tensor dweight, Tensor? bias, Tensor? dbias, str precision) "
     "-> (Tensor, Tensor)",
     reference=reference.dual_linear,
-    kernel=_dual_kernel,
+    kernel=launching("dual_linear", "linear"),
     fake=_dual_fake,
     flops=lambda x, dx, w, dw, b, db, _: (
         cost_dual_convolution(_sizes(x, w[1]), 1, dx=dx is not None, bias=b is not None, dbias=db is not None).flops
@@ -158,7 +112,7 @@ _dual_linear = register(
 _input_gradient = register(
     "linear_input_gradient(Tensor gy, Tensor weight, str precision) -> Tensor",
     reference=reference.linear_input_gradient,
-    kernel=_input_kernel,
+    kernel=launching("linear_input_gradient", "linear"),
     fake=_input_fake,
     flops=lambda gy, w, _: cost_convolution_input_gradient(_sizes((*gy[:3], w[2]), w[1]), 1).flops,
 )
@@ -166,7 +120,7 @@ _dual_input_gradient = register(
     "dual_linear_input_gradient(Tensor gy, Tensor dgy, Tensor weight, Tensor dweight, str precision, bool value) "
     "-> (Tensor, Tensor)",
     reference=reference.dual_linear_input_gradient,
-    kernel=_dual_input_kernel,
+    kernel=launching("dual_linear_input_gradient", "linear"),
     fake=_dual_input_fake,
     flops=lambda gy, dgy, w, dw, _, value: (
         cost_dual_convolution_input_gradient(_sizes((*gy[:3], w[2]), w[1]), 1, value=value).flops
@@ -175,7 +129,7 @@ _dual_input_gradient = register(
 _weight_gradient = register(
     "linear_weight_gradient(Tensor x, Tensor gy, bool bias, str precision) -> (Tensor, Tensor)",
     reference=reference.linear_weight_gradient,
-    kernel=_weight_kernel,
+    kernel=launching("linear_weight_gradient", "linear"),
     fake=_weight_fake,
     flops=lambda x, gy, bias, _: cost_convolution_weight_gradient(_sizes(x, gy[3]), 1, bias=bias).flops,
 )
@@ -183,7 +137,7 @@ _dual_weight_gradient = register(
     "dual_linear_weight_gradient(Tensor x, Tensor? dx, Tensor gy, Tensor dgy, bool bias, str precision, bool value) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.dual_linear_weight_gradient,
-    kernel=_dual_weight_kernel,
+    kernel=launching("dual_linear_weight_gradient", "linear"),
     fake=_dual_weight_fake,
     flops=lambda x, dx, gy, dgy, bias, _, value: (
         cost_dual_convolution_weight_gradient(_sizes(x, gy[3]), 1, dx=dx is not None, bias=bias, value=value).flops

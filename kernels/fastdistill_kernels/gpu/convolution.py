@@ -317,7 +317,8 @@ def prepare_gather(
     features, kernel = weight.shape[1], weight.shape[-1]
     pairs = own_groups(dweight, dbias)
     rows = -(-size[0] // stride) * -(-size[1] // stride) if transposed else size[0] * size[1]
-    positions = groups // pairs * count * rows
+    folded = groups // max(pairs, 1) * count
+    positions = folded * rows
     expect_indexable(positions)
     tile = choose_tile(
         positions,
@@ -353,7 +354,7 @@ def prepare_gather(
             "y": y if value else None,
             "dy": dy if dual else None,
             "images": count,
-            "folded_images": groups // pairs * count,
+            "folded_images": folded,
             "position_tiles": tiles,
             "pairs": pairs,
             **dict(zip(("x_s", "x_g"), x.stride(), strict=False)),

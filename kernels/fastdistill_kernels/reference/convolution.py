@@ -52,8 +52,8 @@ def gradient_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def own_groups(*tensors: Tensor | None) -> int:
-    """How many groups ``[S, G, ...]`` weights tell apart: 1 where all groups share theirs."""
-    apart = [t.shape[1] for t in tensors if t is not None and t.shape[1] > 1 and t.stride(1) != 0]
+    """How many groups ``[S, G, ...]`` weights tell apart: 1 where all groups share theirs, 0 where there are none."""
+    apart = [t.shape[1] for t in tensors if t is not None and t.shape[1] != 1 and (t.stride(1) or not t.shape[1])]
     return max(apart, default=1)
 
 
@@ -159,7 +159,7 @@ def dual_convolution(
     features, kernel = weight.shape[1], weight.shape[-1]
     y = empty_images(x, features, *(output_size(size, kernel, stride, padding) for size in x.shape[4:]))
     dy = empty_images(x, *y.shape[3:])
-    size = groups // own * count * prod(y.shape[3:])
+    size = groups // max(own, 1) * count * prod(y.shape[3:])
     for where in _pieces(students, own, size * channels * kernel**2, size * x.element_size()):
         piece_x, piece_w = _images(x, where, own), _students_weights(weight, where)
         piece_b = None if bias is None else _students_weights(bias, where)
@@ -204,7 +204,7 @@ def dual_convolution_input_gradient(
     students, groups, count = gy.shape[:3]
     dgx = empty_images(gy, weight.shape[2], height, width)
     gx = empty_images(gy, *dgx.shape[3:]) if value else gy.new_empty(0)
-    size = groups // own * count * prod(gy.shape[3:])
+    size = groups // max(own, 1) * count * prod(gy.shape[3:])
     for where in _pieces(students, own, size * prod(weight.shape[2:]), size * gy.element_size()):
         piece_gy, piece_w = _images(gy, where, own), _students_weights(weight, where)
         if value:

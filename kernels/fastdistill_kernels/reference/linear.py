@@ -25,7 +25,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None:
         y = torch.bmm(rows, matrices)
     else:
-        y = torch.baddbmm(_wide(bias).reshape(lead[0] * own, 1, -1), rows, matrices)
+        y = torch.baddbmm(_wide(bias).reshape(lead[0] * own, 1, bias.shape[-1]), rows, matrices)
     return y.view(*x.shape[:3], weight.shape[2])
 
 
