@@ -34,8 +34,10 @@ from fastdistill_kernels.gpu.launching import Capability, Launch, interpreted
 
 FAMILIES = (
     "match",
-    "first_block",
+    "convolution",
+    "convolution_weight",
     "norm_act_pool",
+    "first_block",
     "softmax_xent",
     "solvers",
     "inner_steps",
@@ -46,7 +48,7 @@ FAMILIES = (
 TARGETS = ("cuda-8.0", "cuda-9.0", "cuda-10.0", "gfx942")
 # the instruction of the matrix units, and who must use it: a product in bfloat16 or TF32
 _INSTRUCTIONS = {"cuda-8.0": "mma.sync", "cuda-9.0": "wgmma", "cuda-10.0": "tcgen05.mma", "gfx942": "v_mfma"}
-_PRODUCTS = ("convolution", "first_block")
+_PRODUCTS = ("convolution", "convolution_weight", "first_block")
 _WITH_STACK = ("philox",)  # CUDA's cosine in double precision keeps a table on the stack, which is no spill
 _BUDGETS = Path(__file__).parents[1] / "budgets"
 _TYPES = {

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import fastdistill_kernels as fk
@@ -56,8 +56,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         if func.namespace == _NAMESPACE:
-            shapes = tree_map_only(Tensor, lambda tensor: tensor.shape, args)
-            flops = flop_registry[func._overloadpacket](*shapes)
+            flops = flop_registry[func._overloadpacket](*args, out_val=found)
             moved = sum(map(held_bytes, tree_leaves((args, found))))
             self.calls.append(Call(self.part, func._opname, Cost(flops=flops, bytes=moved, products=flops)))
         return found
@@ -165,13 +164,17 @@ def second_order(student: Student, images: int) -> None:
     features = y.flatten(3), dy.flatten(3)
     logits, dlogits = fk.dual_linear(*features, *head)
     _, _, c, dc, _ = fk.dual_softmax_xent(logits, dlogits, _labels(student, images))
-    g, dg = (found.view(y.shape) for found in fk.dual_linear_input_gradient(c, dc, head[0], head[1]))
+    of_features, along = fk.dual_linear_input_gradient(c, dc, head[0], head[1])
+    assert of_features is not None  # it is asked for
+    g, dg = of_features.view(y.shape), along.view(y.shape)
     for y, z, dz, convolution, norm, statistics in reversed(kept):
         g, dg, *_ = fk.dual_norm_act_pool_backward(
             g, dg, z, dz, *norm, *statistics, groups=student.width, value=False, **_POOLED
         )
         size = (y.shape[-2], y.shape[-1])
-        g, dg = fk.dual_convolution_input_gradient(g, dg, convolution[0], convolution[1], size, padding=1)
+        of_maps, dg = fk.dual_convolution_input_gradient(g, dg, convolution[0], convolution[1], size, padding=1)
+        assert of_maps is not None
+        g = of_maps
     fk.dual_first_block_backward(g, dg, x, *first, **options, inputs=True, value=False)
 
 
@@ -207,7 +210,7 @@ def vector_work(student: Student) -> None:
     sums = fk.cg_dots(a, b, c, scalar)
     fk.cg_update(a, b, c, a, sums, scalar, scalar, mask)
     fk.sgd_step(a, b, scalar, decay=0.0)
-    fk.momentum_step(a, b[None], c, scalar, scalar, decay=0.0)
+    fk.momentum_step(a, b, c, scalar, scalar, decay=0.0)
     fk.sgd_adjoint(a, b, scalar, decay=0.0)
 
 
