@@ -11,6 +11,7 @@ from bench.workloads import (
     evaluation,
     experts,
     implicit,
+    kernels,
     matching,
     products,
     references,
@@ -33,6 +34,7 @@ def all_cases() -> dict[str, Case]:
         experts,
         products,
         references,
+        kernels,
         data,
     )
     found = [case for module in modules for case in module.cases()]

@@ -2,24 +2,23 @@
 
 Every pair draws one operation of the strategy and its parameters. *Siamese*: all images of the pair share them, and
 the real and the synthetic images of the pair are augmented with the same draw. For training networks the parameters
-are drawn for every image instead.
+are drawn for every image instead. The operations themselves are `fastdistill_kernels.dsa`'s.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
 
 from fastdistill.draws import Purpose, uniform
+from fastdistill_kernels.dsa import OPERATIONS, PARAMETERS, dsa, dsa_transpose
 
-OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
-_PARAMETERS = 3  # uniform numbers an operation may use
-_BRIGHTNESS, _SATURATION, _CONTRAST = 1.0, 2.0, 0.5
-_CROP, _CUTOUT, _FLIP, _SCALE, _ROTATE = 0.125, 0.5, 0.5, 1.2, 15.0
+__all__ = ["OPERATIONS", "Draw", "Strategy", "augment", "draw_per_image", "draw_siamese"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +61,7 @@ class Draw:
 
 def draw_siamese(strategy: Strategy, *, seed: int, step: int, students: Tensor, groups: int) -> Draw:
     """One draw for every (student, group) pair, ``[S, G]``, keyed by student."""
-    numbers = uniform(seed, Purpose.AUGMENTATION, step, students, groups * (1 + _PARAMETERS)).unflatten(1, (groups, -1))
+    numbers = uniform(seed, Purpose.AUGMENTATION, step, students, groups * (1 + PARAMETERS)).unflatten(1, (groups, -1))
     return Draw(operation=_choose(numbers[..., 0], strategy), parameters=numbers[..., None, 1:])
 
 
@@ -70,9 +69,9 @@ def draw_per_image(
     strategy: Strategy, *, seed: int, step: int, students: Tensor, images: int, purpose: Purpose
 ) -> Draw:
     """One operation for every student ``[S]`` with parameters for each of its images ``[S, n, 3]``."""
-    numbers = uniform(seed, purpose, step, students, 1 + images * _PARAMETERS)
+    numbers = uniform(seed, purpose, step, students, 1 + images * PARAMETERS)
     return Draw(
-        operation=_choose(numbers[:, 0], strategy), parameters=numbers[:, 1:].unflatten(1, (images, _PARAMETERS))
+        operation=_choose(numbers[:, 0], strategy), parameters=numbers[:, 1:].unflatten(1, (images, PARAMETERS))
     )
 
 
@@ -81,7 +80,9 @@ def _choose(numbers: Tensor, strategy: Strategy) -> Tensor:
 
 
 def augment(images: Tensor, strategy: Strategy, draw: Draw) -> Tensor:
-    """Applies every pair's drawn operation.
+    """Applies every pair's drawn operation, and no other.
+
+    Differentiable once in the images, in reverse mode (autograd and ``torch.func.vjp``).
 
     Args:
         images: ``[..., n, D, H, W]`` in normalised space, leading axes those of the draw (or 1).
@@ -94,82 +95,36 @@ def augment(images: Tensor, strategy: Strategy, draw: Draw) -> Tensor:
     if not strategy.operations:
         return images
     lead = torch.broadcast_shapes(images.shape[:-4], draw.operation.shape)
-    images = images.expand(*lead, *images.shape[-4:])
-    numbers = draw.parameters.to(images.dtype)
-    numbers = numbers.expand(*lead, images.shape[-4], _PARAMETERS)
-    result = images
-    for index, name in enumerate(strategy.operations):
-        # computed for all and selected: no host synchronisation, one graph whatever is drawn
-        chosen = (draw.operation == index)[..., None, None, None, None]
-        result = torch.where(chosen, _apply(name, images, numbers, strategy.align_corners), result)
-    return result
+    pairs, own = (math.prod(lead[:-1]), math.prod(lead[-1:])), images.shape[-4:]
+    numbers = draw.parameters.to(torch.promote_types(images.dtype, torch.float32))  # as exact as they were drawn
+    result = _augmentation(
+        images.expand(*lead, *own).reshape(*pairs, *own),
+        draw.operation.expand(lead).reshape(pairs),
+        numbers.expand(*lead, *numbers.shape[-2:]).reshape(*pairs, *numbers.shape[-2:]),
+        strategy,
+    )
+    return result.view(*lead, *own)
 
 
-def _apply(name: str, images: Tensor, numbers: Tensor, align_corners: bool) -> Tensor:
-    height, width = images.shape[-2:]
-    u = numbers[..., None, None, None]  # [..., n, 3, 1, 1, 1]
-    first, second, third = u.unbind(-4)
-    match name:
-        case "color":
-            images = images + (first - 0.5) * _BRIGHTNESS
-            mean = images.mean(-3, keepdim=True)
-            images = (images - mean) * (second * _SATURATION) + mean
-            mean = images.mean((-3, -2, -1), keepdim=True)
-            return (images - mean) * (third + _CONTRAST) + mean
-        case "crop":
-            return _shift(images, _whole_shift(numbers[..., 0], height), _whole_shift(numbers[..., 1], width))
-        case "cutout":
-            hidden = _cut(numbers[..., 0], height)[..., :, None] & _cut(numbers[..., 1], width)[..., None, :]
-            return torch.where(hidden[..., None, :, :], torch.zeros_like(images), images)
-        case "flip":
-            return torch.where(first < _FLIP, images.flip(-1), images)
-        case "scale":
-            low = 1 / _SCALE
-            x, y = (low + numbers[..., axis] * (_SCALE - low) for axis in (0, 1))
-            zero = torch.zeros_like(x)
-            return _sample(images, (x, zero, zero, y), align_corners)
-        case _:
-            angle = (numbers[..., 0] - 0.5) * (2 * _ROTATE / 180 * math.pi)
-            cosine, sine = torch.cos(angle), torch.sin(angle)
-            return _sample(images, (cosine, -sine, sine, cosine), align_corners)
+class _Augmentation(torch.autograd.Function):
+    """The operator and its transpose, which needs no images: nothing but the draw is kept for the way back."""
+
+    @staticmethod
+    def forward(images: Tensor, operation: Tensor, parameters: Tensor, strategy: Strategy) -> Tensor:
+        return dsa(images, operation, parameters, strategy.operations, align_corners=strategy.align_corners)
+
+    @staticmethod
+    def setup_context(context: Any, inputs: tuple[Tensor, Tensor, Tensor, Strategy], output: Tensor) -> None:
+        _, operation, parameters, context.strategy = inputs
+        context.save_for_backward(operation, parameters)
+
+    @staticmethod
+    def backward(context: Any, cotangent: Tensor) -> tuple[Tensor, None, None, None]:
+        strategy, (operation, parameters) = context.strategy, context.saved_tensors
+        found = dsa_transpose(
+            cotangent, operation, parameters, strategy.operations, align_corners=strategy.align_corners
+        )
+        return found, None, None, None
 
 
-def _whole_shift(numbers: Tensor, extent: int) -> Tensor:
-    """Integer shifts in ``[−s, s]``, ``s = int(extent/8 + ½)``."""
-    reach = int(extent * _CROP + 0.5)
-    return (numbers * (2 * reach + 1)).long() - reach
-
-
-def _shift(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Images read at ``(y + down, x + right)``, zero outside; shifts ``[..., n]``."""
-    height, width = images.shape[-2:]
-    rows = torch.arange(height, device=images.device) + down[..., None]
-    columns = torch.arange(width, device=images.device) + right[..., None]
-    inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :]
-    index = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
-    index = index.flatten(-2)[..., None, :].expand(*images.shape[:-2], height * width)
-    moved = images.flatten(-2).gather(-1, index).unflatten(-1, (height, width))
-    return torch.where(inside[..., None, :, :], moved, torch.zeros_like(moved))
-
-
-def _cut(numbers: Tensor, extent: int) -> Tensor:
-    """Which positions ``[..., n, extent]`` a square of side ``int(extent/2 + ½)`` around a drawn centre hides.
-
-    The square is clamped at the borders, so it still hides the border line when its centre lies past it.
-    """
-    side = int(extent * _CUTOUT + 0.5)
-    centre = (numbers * (extent + (1 - side % 2))).long()
-    low = (centre - side // 2).clamp(0, extent - 1)[..., None]
-    high = (centre - side // 2 + side - 1).clamp(0, extent - 1)[..., None]
-    positions = torch.arange(extent, device=numbers.device)
-    return (positions >= low) & (positions <= high)
-
-
-def _sample(images: Tensor, matrix: tuple[Tensor, Tensor, Tensor, Tensor], align_corners: bool) -> Tensor:
-    """Bilinear sampling on the grid of a 2×2 matrix per image, zeros outside."""
-    zero = torch.zeros_like(matrix[0])
-    rows = torch.stack((matrix[0], matrix[1], zero, matrix[2], matrix[3], zero), dim=-1)
-    flat = images.reshape(-1, *images.shape[-3:])
-    grid = affine_grid(rows.reshape(-1, 2, 3), list(flat.shape), align_corners=align_corners)
-    moved = grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=align_corners)
-    return moved.view(images.shape)
+_augmentation: Callable[..., Tensor] = _Augmentation.apply

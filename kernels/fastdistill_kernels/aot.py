@@ -32,7 +32,17 @@ from triton.compiler import ASTSource
 
 from fastdistill_kernels.gpu.launching import Capability, Launch, interpreted
 
-FAMILIES = ("match",)
+FAMILIES = (
+    "match",
+    "first_block",
+    "norm_act_pool",
+    "softmax_xent",
+    "solvers",
+    "inner_steps",
+    "inner_adjoints",
+    "dsa",
+    "philox",
+)
 TARGETS = ("cuda-8.0", "cuda-9.0", "cuda-10.0", "gfx942")
 # the instruction of the matrix units, and who must use it: a product in bfloat16 or TF32
 _INSTRUCTIONS = {"cuda-8.0": "mma.sync", "cuda-9.0": "wgmma", "cuda-10.0": "tcgen05.mma", "gfx942": "v_mfma"}

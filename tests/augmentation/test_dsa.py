@@ -92,6 +92,63 @@ def test_the_gradient_passes_through():
     assert torch.autograd.gradcheck(lambda x: augment(x, ALL, draw), x.requires_grad_())
 
 
+@pytest.mark.parametrize("lead", [(), (4,), (4, 3), (2, 2, 3)])
+def test_draws_may_have_any_leading_axes(lead):
+    """Pull-backs by ``torch.func.vjp``, autograd and a loop over the textbook's are the same, of shared images too."""
+    generator = torch.Generator().manual_seed(3)
+    draw = Draw(
+        operation=torch.randint(len(OPERATIONS), lead, generator=generator),
+        parameters=torch.rand(*lead, 1, 3, generator=generator),
+    )
+    for own in (lead, tuple(1 for _ in lead), lead[1:]):
+        x = pictures(*own, 2).requires_grad_()
+        y = torch.randn(*lead, *x.shape[-4:], generator=generator, dtype=torch.float64)
+        pairs, whole = zip(draw.operation.flatten(), draw.parameters.view(-1, 3), strict=True), x.expand_as(y)
+        one_by_one = [
+            diff_augment(images, OPERATIONS[index], numbers.double())
+            for images, (index, numbers) in zip(whole.reshape(-1, *x.shape[-4:]), pairs, strict=True)
+        ]
+        expected = torch.stack(one_by_one).view_as(y)
+        (pulled,) = torch.autograd.grad(expected, x, y)
+        found = augment(x, ALL, draw)
+        assert torch.allclose(found, expected, atol=1e-12)
+        assert torch.allclose(torch.autograd.grad(found, x, y)[0], pulled, atol=1e-12)
+        assert torch.allclose(torch.func.vjp(lambda x: augment(x, ALL, draw), x.detach())[1](y)[0], pulled, atol=1e-12)
+
+
+def test_narrow_images_keep_exact_parameters():
+    draw = draw_siamese(ALL, seed=4, step=0, students=torch.arange(40), groups=1)
+    x = pictures(1, 1, 2).bfloat16()
+    assert torch.equal(augment(x, ALL, draw), augment(x.float(), ALL, draw).bfloat16())
+
+
+def test_there_and_back_compile_whole():
+    first, second = (draw_siamese(ALL, seed=4, step=step, students=torch.arange(6), groups=2) for step in (0, 1))
+    x, y = pictures(6, 2, 3), pictures(6, 2, 3, seed=1)
+
+    def there_and_back(x, operation, parameters, y):
+        draw = Draw(operation=operation, parameters=parameters)
+        found, back = torch.func.vjp(lambda x: augment(2 * x, ALL, draw), x)
+        return found, back(y)[0]
+
+    compiled = torch.compile(there_and_back, fullgraph=True, backend="aot_eager")
+    for draw, stance in ((first, "default"), (second, "fail_on_recompile")):
+        arguments = (x, draw.operation, draw.parameters, y)
+        with torch.compiler.set_stance(stance):
+            found = compiled(*arguments)
+        assert all(torch.equal(*both) for both in zip(found, there_and_back(*arguments), strict=True))
+
+
+def test_derivatives_that_it_does_not_have_are_refused():
+    draw = draw_siamese(ALL, seed=4, step=0, students=torch.arange(2), groups=1)
+    x = pictures(2, 1, 1)
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda x: augment(x, ALL, draw), (x,), (x,))
+    y = augment(x.requires_grad_(), ALL, draw).square().sum()
+    with pytest.raises(TypeError, match="dsa_transpose expected a plain tensor"):
+        torch.autograd.grad(y, x, create_graph=True)
+
+
 def test_strategies_are_parsed_and_checked():
     assert Strategy.parse("none").operations == ()
     assert Strategy.parse("color_crop").operations == ("color", "crop")

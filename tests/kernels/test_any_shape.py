@@ -4,7 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastdistill_kernels import DISTANCES, RowTable
+from fastdistill_kernels.reference.activation import ACTIVATIONS
+from fastdistill_kernels.reference.norm_act_pool import POOLINGS
+from tests.kernels.test_first_block import check_kernels as check_first_block
 from tests.kernels.test_match import check_kernel
+from tests.kernels.test_norm_act_pool import Layer
+from tests.kernels.test_norm_act_pool import check_kernel as check_layer
 
 ANY = settings(max_examples=15, deadline=None, derandomize=True)
 
@@ -21,3 +26,33 @@ def test_match(extents, rest, distance):
         segments.append((end + gap, rows, columns))
         end += gap + rows * columns
     check_kernel(RowTable(tuple(segments), end + rest + 1), distance, (2,), "float32", "cpu")
+
+
+@settings(ANY, max_examples=8)
+@given(
+    lead=st.sampled_from([(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2), (1, 0, 2)]),
+    within=st.integers(1, 4),
+    groups=st.integers(0, 3),
+    sides=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    activation=st.sampled_from(ACTIVATIONS),
+    pooling=st.sampled_from(POOLINGS),
+    affine=st.sampled_from(["none", "channel", "element"]),
+    by_group=st.booleans(),
+    last=st.booleans(),
+)
+def test_norm_act_pool(lead, within, groups, sides, activation, pooling, affine, by_group, last):
+    shape = (*lead, within * max(groups, 1), *sides)
+    layer = Layer(shape, groups, activation, pooling, affine if groups else "none", by_group, last)
+    check_layer(layer, "float32", "cpu")
+
+
+@settings(ANY, max_examples=3)
+@given(
+    sizes=st.tuples(*[st.integers(1, most) for most in (2, 2, 1, 3)], *[st.integers(2, 6)] * 2, st.integers(1, 5)),
+    padding=st.integers(1, 3),
+    activation=st.sampled_from(ACTIVATIONS),
+    pooling=st.sampled_from(POOLINGS),
+    normed=st.booleans(),
+)
+def test_first_block(sizes, padding, activation, pooling, normed):
+    check_first_block(sizes, padding, activation, pooling, "float32", "cpu", normed=normed)
