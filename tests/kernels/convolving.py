@@ -52,6 +52,11 @@ class Problem:
         }
 
 
+def channels_last(images):
+    """The same images ``[S, G, n, C, H, W]`` with channels that are neighbours in memory."""
+    return images.movedim(3, -1).contiguous().movedim(-1, 3)
+
+
 def textbook(problem, t):
     """y, ẏ, gx, ġx, gw, ġw, gb, ġb in the order of their names, of all students and groups."""
 

@@ -18,14 +18,10 @@ from fastdistill_kernels.convolution_cost import (
     cost_dual_convolution_input_gradient,
 )
 from tests.kernels.comparing import DTYPES, LIMITS, error
-from tests.kernels.convolving import BLOCKED, EMPTY, TINY, Problem, textbook
+from tests.kernels.convolving import BLOCKED, EMPTY, TINY, Problem, channels_last, textbook
 
 FORWARD = ("x", "dx", "weight", "dweight", "bias", "dbias")
 BACKWARD = ("gy", "dgy", "weight", "dweight")
-
-
-def channels_last(images):
-    return images.movedim(3, -1).contiguous().movedim(-1, 3)
 
 
 def every_result(problem, t, **options):

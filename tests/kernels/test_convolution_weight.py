@@ -12,8 +12,7 @@ from fastdistill_kernels.convolution_cost import (
 )
 from fastdistill_kernels.convolution_weight import convolution_weight_gradient, dual_convolution_weight_gradient
 from tests.kernels.comparing import DTYPES, LIMITS, error
-from tests.kernels.convolving import BLOCKED, EMPTY, TINY, Problem, textbook
-from tests.kernels.test_convolution import channels_last
+from tests.kernels.convolving import BLOCKED, EMPTY, TINY, Problem, channels_last, textbook
 
 NAMES = ("x", "dx", "gy", "dgy")
 RESULTS = ("gw", "dgw", "gb", "dgb")

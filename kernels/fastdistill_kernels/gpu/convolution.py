@@ -19,6 +19,7 @@ from fastdistill_kernels.gpu.launching import Capability, Launch, capability, in
 from fastdistill_kernels.reference.convolution import empty_images, output_size, own_groups
 
 _LEAST = 16  # rows, columns and depth of the smallest product that tensor cores take
+_GATHERED = 512  # elements with an address each that a warp loads a step: 16 addresses of a thread fit its registers
 _INDEXABLE = 2**31 - 2**16  # positions of one student, counted in 32 bits with a tile to spare; offsets have 64
 
 
@@ -209,7 +210,8 @@ def choose_tile(
     stage = (operands // 2 * tall + (operands - operands // 2) * wide) * itemsize
     if narrow(exact, dual, of):
         wide = min(wide, 64)
-    return fit(Tile(tall, wide, depth, 8, 4), stage, exact=exact, dual=dual, of=of)
+    gathered = 0 if channels % depth == 0 else tall
+    return fit(Tile(tall, wide, depth, 8, 4), stage, gathered=gathered, exact=exact, tangent=operands > 2, of=of)
 
 
 def narrow(exact: bool, dual: bool, of: Capability) -> bool:
@@ -217,29 +219,34 @@ def narrow(exact: bool, dual: bool, of: Capability) -> bool:
     return of < (9, 0) and dual and not exact
 
 
-def fit(tile: Tile, stage: int, *, exact: bool, dual: bool, of: Capability) -> Tile:
+def fit(tile: Tile, stage: int, *, gathered: int, exact: bool, tangent: bool, of: Capability) -> Tile:
     """The tile with the depth, warps and stages that its device has memory and registers for.
 
     Args:
         tile: wished for.
         stage: bytes that one step loads for every unit of depth.
+        gathered: rows or columns of images whose elements have an address each; 0 where a step is within one tap.
         exact: as in `choose_tile`.
-        dual: likewise.
-        of: likewise.
+        tangent: more than one operand of rows or of columns.
+        of: the device.
     """
     budget, depth, area = shared_bytes(of), tile.depth, tile.rows * tile.columns
+    crowded = gathered * depth > 4 * _GATHERED
+    large = area * (1 + tangent) >= 128 * 128 or crowded or (exact and (tangent or gathered > 0))
+    warps = 8 if large else 4
+    while depth > _LEAST and gathered * depth > warps * _GATHERED:
+        depth //= 2
     if of == (9, 4):
         # one stage is in shared memory, the next in registers; a wavefront is two warps
         while depth > _LEAST and stage * depth > budget * 3 // 4:
             depth //= 2
-        return replace(tile, depth=depth, warps=4 if area >= 64 * 64 else 2, stages=2)
+        return replace(tile, depth=depth, warps=4 if large or area >= 64 * 64 else 2, stages=2)
     while depth > _LEAST and 2 * stage * depth > budget:
         depth //= 2
     stages = budget // 2 // (stage * depth)  # of two programs at a time, where they find the registers
-    if dual or stages < 2:
+    if tangent or stages < 2:
         stages = budget // (stage * depth)
-    large = area * (2 if dual else 1) >= 128 * 128 or (exact and dual)
-    return replace(tile, depth=depth, warps=8 if large else 4, stages=max(2, min(4, stages)))
+    return replace(tile, depth=depth, warps=warps, stages=max(2, min(4, stages)))
 
 
 def _pack(weight: Tensor) -> Tensor:
@@ -257,9 +264,10 @@ def alike(x: Tensor, dx: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Images and their tangent with one layout of an image batch ``[n, C, H, W]``; copied only where they differ."""
     if dx is None or _same_strides(x, dx, 4):
         return x, dx
-    copies = (empty_images(x, *x.shape[3:]).copy_(images) for images in (x, dx))
-    moved, tangent = copies
-    return (x, tangent) if _same_strides(x, moved, 4) else (moved, tangent)
+    tangent = empty_images(x, *x.shape[3:]).copy_(dx)
+    if _same_strides(x, tangent, 4):
+        return x, tangent
+    return empty_images(x, *x.shape[3:]).copy_(x), tangent
 
 
 def expect_indexable(positions: int) -> None:

@@ -160,7 +160,8 @@ def choose_tile(
     deepest = 16 if exact else (64 if lean else 128) // itemsize
     depth = min(deepest, max(_LEAST, power_of_two(positions)))
     stage = (operands // 2 * wide + (operands - operands // 2) * tall) * itemsize
-    return fit(Tile(tall, wide, depth, 8, 4), stage, exact=exact, dual=dual, of=of)
+    gathered = 0 if channels % wide == 0 else wide
+    return fit(Tile(tall, wide, depth, 8, 4), stage, gathered=gathered, exact=exact, tangent=operands > 2, of=of)
 
 
 def prepare_weight_gradient(
