@@ -17,8 +17,8 @@ rotate     bilinear at the rotation by ``(u₀−½)·30°``                    
 =========  ====================================================================  ==========================
 
 Least traffic: images read once (a broadcast axis is not copied), results written once. FLOPs, on image values only
-and the mean over the operations, which are equally likely: 3 a value and 3 a pixel for color, 7 a value for scale and
-rotate, 17 in their transpose, 0 for the others.
+and the mean over the operations, which are equally likely, down to a whole number a pixel: 3 a value and 3 a pixel for
+color, 7 a value for scale and rotate, 17 in their transpose, 0 for the others.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def cost_dsa(
     pixels = pairs * images * height * width
     sampled = _GATHERED if transpose else _SAMPLED
     of_pixel = {"color": 3 * depth + 3, "scale": sampled * depth, "rotate": sampled * depth}
-    flops = pixels * sum(of_pixel.get(name, 0) for name in operations) // max(len(operations), 1)
+    # rounded by the pixel, so that parts of a batch add up to the whole
+    flops = pixels * (sum(of_pixel.get(name, 0) for name in operations) // max(len(operations), 1))
     written = pixels * depth * itemsize
     return Cost(flops, written + (written if read is None else written // max(pairs, 1) * read))
 

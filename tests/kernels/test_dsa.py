@@ -255,11 +255,12 @@ def test_shapes_are_known_without_values():
 def test_work_is_counted():
     operation, parameters = drawn(2, 3, 1)
     images = numbers(2, 3, 4, 3, 5, 7)
-    # 840 pixels of three channels: color 12, scale and rotate 21 or 51, three others nothing, each a sixth
+    # 840 pixels of three channels: color 12, scale and rotate 21 or 51, three others nothing, each a sixth: 9 or 19
     for apply, flops in ((dsa, 7560), (dsa_transpose, 15960)):
         with FlopCounterMode(display=False) as counter:
             apply(images, operation, parameters, OPERATIONS, align_corners=True)
         assert counter.get_total_flops() == flops
+    assert cost_dsa(OPERATIONS, 1, 1, 1, 7, 7, 4).flops == 49 * 3  # not 20/6 of 49: parts add up to the whole
     assert cost_dsa(OPERATIONS, 6, 4, 3, 5, 7, 2).bytes == 2 * 2 * 2520
     assert cost_dsa(OPERATIONS, 6, 4, 3, 5, 7, 2, read=3).bytes == 2 * 2520 + 2520
 
