@@ -76,14 +76,13 @@ def first_block_backward(
         own = _weights(student, None, weight, bias, norm_weight, norm_bias)
         z = functional.conv2d(images, own.weight, own.bias, padding=padding)
         u, zhat, r = _normalise(z, own, eps)
-        a = pointwise.value(activation, u)
-        ga = _unpool(_wide(gy[student, group, some]), a, _pool(a, pooling)[1], pooling)
-        gu = ga.mul_(pointwise.slope(activation, u))
-        gz = gu
+        ga = _unpool(_wide(gy[student, group, some]), u, _places(u, activation, pooling), pooling)
+        gz = gu = pointwise.sloped(activation, u, ga)
         if own.norm_weight is not None:
-            gnw[student, group] += (gu * zhat).sum((0, 2, 3))
-            gnb[student, group] += gu.sum((0, 2, 3))
-            gz = r * _project(gu * _column(own.norm_weight), zhat)
+            along, total = _dot(gu, zhat), gu.sum((2, 3))
+            gnw[student, group] += along.sum(0)
+            gnb[student, group] += total.sum(0)
+            gz = _less(gu, total, zhat, along).mul_(r * _column(own.norm_weight))
         gw[student, group] += conv2d_weight(images, own.weight.shape, gz, padding=padding)
         gb[student, group] += gz.sum((0, 2, 3))
         if inputs:
@@ -115,7 +114,7 @@ def dual_first_block(
         along = _weights(student, group, dweight, dbias, dnorm_weight, dnorm_bias)
         u, du, *_ = _dual_normalise(images, own, along, padding, eps)
         y[student, group, some], place = _pool(pointwise.value(activation, u), pooling)
-        dy[student, group, some] = _pool_tangent(pointwise.slope(activation, u).mul_(du), place, pooling)
+        dy[student, group, some] = _pool_tangent(pointwise.sloped(activation, u, du), place, pooling)
     return y, dy
 
 
@@ -149,26 +148,25 @@ def dual_first_block_backward(
         own = _weights(student, None, weight, bias, norm_weight, norm_bias)
         along = _weights(student, group, dweight, dbias, dnorm_weight, dnorm_bias)
         u, du, zhat, dzhat, r, pull = _dual_normalise(images, own, along, padding, eps)
-        a = pointwise.value(activation, u)
-        place = _pool(a, pooling)[1]
-        ga = _unpool(_wide(gy[student, group, some]), a, place, pooling)
-        dga = _unpool(_wide(dgy[student, group, some]), a, place, pooling)
-        slope = pointwise.slope(activation, u)
-        dgu = dga.mul_(slope).add_(ga * pointwise.curvature(activation, u).mul_(du))
-        gu = ga.mul_(slope)
+        place = _places(u, activation, pooling)
+        ga, dga = (_unpool(_wide(one[student, group, some]), u, place, pooling) for one in (gy, dgy))
+        gu, dgu = (pointwise.sloped(activation, u, one) for one in (ga, dga))
+        if activation in pointwise.CURVED:
+            dgu += ga * pointwise.curvature(activation, u).mul_(du)
         gz, dgz = gu, dgu
         if own.norm_weight is not None and along.norm_weight is not None:
+            total, dtotal = gu.sum((2, 3)), dgu.sum((2, 3))
+            about, dabout = _dot(gu, zhat), _dot(dgu, zhat) + _dot(gu, dzhat)
             if value:
-                gnw[student, group] += (gu * zhat).sum((0, 2, 3))
-                gnb[student, group] += gu.sum((0, 2, 3))
-            dgnw[student, group] += (dgu * zhat + gu * dzhat).sum((0, 2, 3))
-            dgnb[student, group] += dgu.sum((0, 2, 3))
+                gnw[student, group] += about.sum(0)
+                gnb[student, group] += total.sum(0)
+            dgnw[student, group] += dabout.sum(0)
+            dgnb[student, group] += dtotal.sum(0)
             scale, dscale = _column(own.norm_weight), _column(along.norm_weight)
-            gzhat, dgzhat = gu * scale, dgu * scale + gu * dscale
-            q = _project(gzhat, zhat)
-            dq = _project(dgzhat, zhat)  # and what the projection's own tangent adds:
-            dq -= dzhat * (gzhat * zhat).mean((2, 3), keepdim=True) + zhat * (gzhat * dzhat).mean((2, 3), keepdim=True)
-            gz, dgz = r * q, r * (dq - q * pull)
+            rest = _less(gu, total, zhat, about)
+            dgz = _less(dgu, dtotal, zhat, dabout).addcmul_(dzhat, _mean(about, zhat), value=-1)
+            dgz = dgz.mul_(r * scale).addcmul_(rest, r * (dscale - pull * scale))
+            gz = rest.mul_(r * scale)
         if value:
             gw[student, group] += conv2d_weight(images, own.weight.shape, gz, padding=padding)
             gb[student, group] += gz.sum((0, 2, 3))
@@ -300,19 +298,39 @@ def _dual_normalise(
     return u, du, zhat, dzhat, r, pull
 
 
-def _project(gzhat: Tensor, zhat: Tensor) -> Tensor:
-    """What normalising leaves of a gradient: without its mean and without its share along ``ẑ``."""
-    return gzhat - gzhat.mean((2, 3), keepdim=True) - zhat * (gzhat * zhat).mean((2, 3), keepdim=True)
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sums over pixels ``[n, O]`` of a product."""
+    found: Tensor = torch.linalg.vecdot(a.flatten(2), b.flatten(2))
+    return found
+
+
+def _mean(sums: Tensor, like: Tensor) -> Tensor:
+    """Means over pixels ``[n, O, 1, 1]`` from sums ``[n, O]``."""
+    return sums[..., None, None] / like.shape[2:].numel()
+
+
+def _less(g: Tensor, total: Tensor, zhat: Tensor, along: Tensor) -> Tensor:
+    """``g − mean g − ẑ·mean(g·ẑ)`` from sums over pixels: what normalising leaves of a gradient."""
+    return (g - _mean(total, g)).addcmul_(zhat, _mean(along, g), value=-1)
 
 
 def _pool(a: Tensor, pooling: str) -> tuple[Tensor, Tensor | None]:
     """The pooled activation and, of max pooling, where each came from."""
     if pooling == "none":
         return a, None
-    if pooling == "avg":
-        return functional.avg_pool2d(a, 2), None
+    if pooling == "avg":  # torch's own is several times slower on a CPU than sums of views
+        first, *others = _corners(a)
+        total = first + others[0]
+        for corner in others[1:]:
+            total += corner
+        return total.mul_(0.25), None
     y, place = functional.max_pool2d(a, 2, return_indices=True)
     return y, place
+
+
+def _places(u: Tensor, activation: str, pooling: str) -> Tensor | None:
+    """Where maxima come from."""
+    return _pool(pointwise.value(activation, u), pooling)[1] if pooling == "max" else None
 
 
 def _pool_tangent(da: Tensor, place: Tensor | None, pooling: str) -> Tensor:
@@ -322,14 +340,21 @@ def _pool_tangent(da: Tensor, place: Tensor | None, pooling: str) -> Tensor:
 
 
 def _unpool(gy: Tensor, a: Tensor, place: Tensor | None, pooling: str) -> Tensor:
-    """A gradient of the activation from one of the pooled; a tensor of its own, which may be overwritten."""
+    """A gradient of the activation from one of the pooled, zero for what windows leave over."""
     if pooling == "none":
-        return gy.clone()
-    ga = a.new_zeros(a.shape)
+        return gy
     if place is not None:
+        ga = a.new_zeros(a.shape)
         ga.flatten(2).scatter_(2, place.flatten(2), gy.flatten(2))
         return ga
-    height, width = (2 * extent for extent in gy.shape[-2:])
-    windows = ga[..., :height, :width].unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))
-    windows.copy_((gy / 4)[..., :, None, :, None].expand_as(windows))
+    ga = a.new_zeros(a.shape) if a.shape[-2] % 2 or a.shape[-1] % 2 else torch.empty_like(a)
+    quarter = gy * 0.25
+    for corner in _corners(ga):
+        corner.copy_(quarter)
     return ga
+
+
+def _corners(a: Tensor) -> list[Tensor]:
+    """The four elements of every whole window, as views ``[..., H/2, W/2]``."""
+    height, width = (extent // 2 * 2 for extent in a.shape[-2:])
+    return [a[..., row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
