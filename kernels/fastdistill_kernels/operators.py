@@ -11,6 +11,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 _LIBRARY = torch.library.Library("fastdistill", "DEF")
 Implementation = Callable[..., Any]
+_WITH_PRODUCTS = ("convolution", "linear", "first_block")  # these operators' names, whatever they go on with
+
+
+def has_products(operator: str) -> bool:
+    """Whether an operator's work is that of matrix products, rather than a few operations for every byte it moves."""
+    return operator.removeprefix("dual_").startswith(_WITH_PRODUCTS)
 
 
 def register(
