@@ -82,7 +82,8 @@ def test_a_step_is_labelled(name, digits):
     assert set(counted.phases) - {""} == expected
     # what no label is around is a few operators that compute no convolution and no matrix product
     assert counted.phases[""].flops == 0
-    assert counted.phases[""].launches < 0.2 * counted.work.launches
+    assert counted.phases[""].traffic < 0.05 * counted.work.traffic
+    assert counted.phases[""].launches < 0.3 * counted.work.launches  # about 50; all of distribution matching's are 183
 
 
 def test_labels_show_in_a_trace_of_anybodys(digits):
