@@ -37,16 +37,17 @@ HEADS = ("kernel", "error", "ms", "GB/s", "TFLOP/s", "% of floor", "÷ reference
 
 
 class Captured(TorchDispatchMode):
-    """Keeps the operators that are called inside, with their arguments."""
+    """Keeps the operators that are called inside, with their arguments and results."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.calls: list[tuple[str, tuple[Any, ...]]] = []
+        self.calls: list[tuple[str, tuple[Any, ...], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
         if func.namespace == "fastdistill":
-            self.calls.append((func._opname, args))
-        return func(*args, **(kwargs or {}))
+            self.calls.append((func._opname, args, found))
+        return found
 
 
 def reference_of(operator: str) -> Callable[..., Any]:
@@ -71,17 +72,21 @@ def error(case: KernelCase, precision: str, device: torch.device) -> float:
     """The largest ‖found − truth‖ / ‖truth‖ of a case's results; infinite where anything is not finite."""
     operands, exact = rounded(case, SMALL, precision, device)
     found, truth = (_tensors(called(case, given, precision)) for given in (operands, exact))
-    worst = 0.0
-    for ours, theirs in zip(found, truth, strict=True):
-        difference = (ours.cpu().double() - theirs).norm()
-        worst = max(
-            worst, float(difference / theirs.norm().clamp_min(1e-30)) if difference.isfinite() else float("inf")
-        )
-    return worst
+    return max(_apart([ours.cpu().double()], [theirs]) for ours, theirs in zip(found, truth, strict=True))
+
+
+def _apart(found: list[Tensor], truth: list[Tensor]) -> float:
+    """‖found − truth‖ / ‖truth‖ of tensors as one vector; infinite where anything is not finite."""
+    pairs = list(zip(found, truth, strict=True))
+    difference = sum(float(torch.linalg.vector_norm(ours.to(theirs.dtype) - theirs)) ** 2 for ours, theirs in pairs)
+    scale = sum(float(torch.linalg.vector_norm(theirs)) ** 2 for theirs in truth)
+    return (difference / max(scale, 1e-60)) ** 0.5 if difference < float("inf") else float("inf")
 
 
 def _tensors(found: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.numel()]
+    return [
+        leaf for leaf in tree_leaves(found) if isinstance(leaf, Tensor) and leaf.numel() and leaf.is_floating_point()
+    ]
 
 
 def seconds(compute: Callable[[], Any], device: torch.device, budget: float) -> float:
@@ -111,7 +116,17 @@ def measured(case: KernelCase, precision: str, sizes: Sizes, device: torch.devic
         "bytes": sum(call.cost.bytes for call in recorder.calls),
         "seconds": seconds(lambda: called(case, operands, precision), device, budget),
     }
-    functions = [(reference_of(name), arguments) for name, arguments in captured.calls]
+    functions = [(reference_of(name), arguments) for name, arguments, _ in captured.calls]
+    with _products(precision):  # the same at this size, where addresses are long, though not against float64
+        pairs = [
+            (call[2], function(*arguments))
+            for call, (function, arguments) in zip(captured.calls, functions, strict=True)
+        ]
+    found["apart"] = max(_apart(*map(_tensors, pair)) for pair in pairs)
+    if found["apart"] > 2 * LIMITS[precision]:
+        return {"apart": found["apart"], "failure": "unlike its reference at full size"}
+    captured.calls.clear()
+    del pairs
     others: dict[str, Callable[[], Any]] = {
         "reference": lambda: [function(*arguments) for function, arguments in functions]
     }

@@ -2,7 +2,7 @@
 # What is measured where a GPU is at hand: bench/gpu/run.sh PART OUT [WORDS...]
 #
 #   tests     tests that run on the device                          OUT/tests.json, .md
-#   kernels   kernels against their references, by shape            OUT/kernels.json, .md
+#   kernels   every kernel checked, then timed beside other ways    OUT/kernels.json, .md
 #   steps     steps of the methods against the textbook             OUT/steps.json, .md
 #   memory    peak memory of unrolled gradients against the steps   OUT/unrolled.json, .md, OUT/unrolled-cifar100.json, .md
 #   real      seconds to the published accuracy on MNIST            OUT/real.json, .md
@@ -51,7 +51,17 @@ case $part in
       tests/kernels tests/derivatives tests/methods tests/augmentation tests/students || code=$?
     "$python" -m bench.gpu.tests "$out" "$code"
     ;;
-  kernels) benchmarks kernels references data ;;
+  kernels)
+    code=0
+    # bad addresses show in the checks alone: what is timed is the same kernels on larger operands
+    if command -v compute-sanitizer > /dev/null; then
+      timeout --signal=INT --kill-after=20 200 compute-sanitizer --error-exitcode 1 \
+        "$python" -m bench.gpu.kernels --device "$device" || code=$?
+      [ $code -ne 124 ] || { echo "compute-sanitizer had not ended after 200 s" >&2; code=0; }
+    fi
+    within 330 bench.gpu.kernels --device "$device" --out "$out/kernels" --deadline 270 || code=$?
+    exit $code
+    ;;
   steps)
     if [ $# -gt 0 ]; then
       benchmarks "steps-${1//\//-}" "$@"

@@ -196,10 +196,10 @@ AWKWARD = {
     "pixel affine in tiles": Layer((1, 1, 1, 9, 21, 23), 1, "softplus", "avg", "element"),
 }
 TILED = {
-    "tiles of pixels": (1, 3),
-    "pixels and channels in tiles": (2, 2),
-    "tiles without pooling": (3, 1),
-    "pixel affine in tiles": (3, 1),
+    "tiles of pixels": (1, 5),
+    "pixels and channels in tiles": (2, 4),
+    "tiles without pooling": (5, 1),
+    "pixel affine in tiles": (5, 1),
 }
 
 

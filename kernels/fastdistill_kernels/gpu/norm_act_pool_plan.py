@@ -74,7 +74,7 @@ def plan(shape: tuple[int, ...], groups: int, pooling: str, *, last: bool, items
         warps = power_of_two(-(-4 * block_windows * block_channels // (32 * _PER_THREAD)))
     else:
         warps = _LOOP_WARPS
-        tile = _PER_THREAD * 32 * warps // 4
+        tile = _PER_THREAD * 32 * warps // 8  # half a tile: triton 3.6 spilled the dual backward pass of a whole one
         block_channels = widest if last else max(min(tile // block_windows, widest), 1)
         block_channels = min(block_channels, tile)
         block_windows = min(block_windows, tile // block_channels)

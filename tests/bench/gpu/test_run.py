@@ -59,3 +59,14 @@ def test_the_way_to_an_accuracy_is_timed_without_its_tests(tmp_path):
     assert found["reached_s"] == found["rows"][0]["seconds"] > 0
     assert [row["step"] for row in found["rows"]] == [2]
     assert "1.0 % was reached after" in (tmp_path / "real.md").read_text()
+
+
+def test_every_kernel_is_checked_before_it_is_timed(tmp_path):
+    done = script("kernels", tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out" / "kernels.json").read_text())
+    assert {name.split("/")[0] for name in found["kernels"]} >= {"match-ours", "dual_convolution", "first_block", "dsa"}
+    for name, one in found["kernels"].items():
+        assert one["error"] <= one["limit"] and one["apart"] <= 2 * one["limit"], name
+        assert one["seconds"] > 0 and one["bytes"] > 0 and one["reference"] > 0, name
+    assert (tmp_path / "out" / "kernels.md").read_text().count("\n") == len(found["kernels"]) + 2
