@@ -2,7 +2,7 @@
 
 ``dsa(images, operation, parameters) -> A·images + constant`` and ``dsa_transpose(cotangent, …) -> Aᵀ·cotangent``, on
 ``[S, G, n, D, H, W]``. Every operation is linear in the images up to the constant that brightness adds, so the
-transpose needs no images; both gather, and no sum is scattered. Derivations: ``derivations/dsa.md``.
+transpose needs no images; both gather, and no sum is scattered. Derivations: ``kernels/README.md``.
 
 =========  ====================================================================  ==========================
 operation  value at ``(y, x)``, by uniform numbers ``u₀, u₁, u₂``                transpose

@@ -10,7 +10,7 @@ All vectors are ``[S, P]``, padding zero, float32 (float64 takes the reference);
   ``β = max(⟨r, r⟩ − 2 l ⟨r, q⟩ + l² ⟨q, q⟩, 0) / ⟨r, r⟩``. Read 4, write 3; 8 operations.
 
 One iteration of conjugate gradients is the last two: 10 × ``S·P`` where the textbook's three passes move 11. How that
-departs from the textbook, and why rounding does not pile up, is in ``kernels/derivations/solvers.md``. Operations
+departs from the textbook, and why rounding does not pile up, is in ``kernels/README.md``. Operations
 counted: every addition and multiplication on ``[S, P]``; scalars of a student are not.
 """
 

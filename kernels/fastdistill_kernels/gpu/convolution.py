@@ -3,7 +3,7 @@
 Rows are output positions, columns are output channels, and the contracted axis is (tap, input channel): nothing is
 unfolded in memory. The input gradient is the same gather with its positions turned around: an input position of a
 *phase* (its remainder by the stride) meets only the taps of that phase, so no product is taken in vain.
-Values: `fastdistill_kernels.reference.convolution`; derivation: ``derivations/convolution.md``.
+Values: `fastdistill_kernels.reference.convolution`; derivation: ``kernels/README.md``.
 """
 
 from __future__ import annotations

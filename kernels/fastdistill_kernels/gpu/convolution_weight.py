@@ -4,7 +4,7 @@ Rows are output channels, columns are (tap, input channel), and the contracted a
 over programs where a few large students would leave the device idle: every split writes its own partial sums, which
 are added in order afterwards, so results are the same bits every time. The bias is the weight of a channel of ones,
 one more column that costs nothing where columns do not fill a tile anyway.
-Values: `fastdistill_kernels.reference.convolution`; derivation: ``derivations/convolution.md``.
+Values: `fastdistill_kernels.reference.convolution`; derivation: ``kernels/README.md``.
 """
 
 from __future__ import annotations

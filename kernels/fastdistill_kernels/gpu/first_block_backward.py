@@ -2,7 +2,7 @@
 
 The gradient kernel takes a run of images and some channels. Over an image's pixels it only sums ``A = Σ p·gu`` and its
 tangent by the matrix units: what instance norm makes of them is a formula of ``A`` and the patches' covariance
-(`kernels/derivations/first_block.md`), so that there is one pass, not three.
+(`kernels/README.md`), so that there is one pass, not three.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 With patches ``p [9·D]`` of one image, their mean ``p̄`` and covariance ``C``, a channel's mean is ``w·p̄`` and its
 variance ``wᵀCw``: a small matrix of each image, whatever the number of channels, so that every other kernel goes over
-the pixels once (`kernels/derivations/first_block.md`).
+the pixels once (`kernels/README.md`).
 """
 
 from __future__ import annotations
