@@ -361,22 +361,38 @@ def all_cases() -> list[KernelCase]:
     return [
         case("match-ours", layers, _matched, partial(_match, "ours"), separate=separate_match),
         case("match-mse", layers, _matched, partial(_match, "mse")),
+        case("match-l1_mean", layers, _matched, partial(_match, "l1_mean")),
         case("match-cos", layers, _matched, partial(_match, "cos")),
         convolving("convolution", _layer, fk.convolution, separate_convolution),
         convolving("dual_convolution", _dual_layer, fk.dual_convolution, separate_dual_convolution),
         convolving("convolution_input_gradient", _layer, _input_gradient, separate_input_gradient),
+        case("dual_convolution_input_gradient", products, _dual_layer, partial(_dual_input, padding=1)),
         convolving("convolution_weight_gradient", _two_maps, _weight_gradient, separate_weight_gradient),
         convolving("dual_convolution_weight_gradient", _four_maps, _dual_weight, separate_dual_weight_gradient),
         case("norm_act_pool", layers, _normed, _norm, separate=separate_norm_act_pool),
         case("norm_act_pool_backward", layers, _normed_backward, _norm_backward),
         case("dual_norm_act_pool", layers, _dual_normed, _dual_norm),
+        case("dual_norm_act_pool_backward", layers, _dual_normed_backward, _dual_norm_backward),
         case("first_block", products, _first, partial(fk.first_block, **first), separate=separate_first_block),
         case("first_block_backward", products, _first_backward, partial(_first_gradients, **first)),
+        case("dual_first_block", products, _dual_first, partial(fk.dual_first_block, **first)),
+        case("dual_first_block_backward", products, _dual_first_backward, partial(_dual_first_gradients, **first)),
+        case("linear", products, _head, fk.linear),
+        case("dual_linear", products, _dual_head, fk.dual_linear),
+        case("linear_weight_gradient", products, _head_gradients, fk.linear_weight_gradient),
+        case("softmax_xent", layers, _hard, fk.softmax_xent),
         case("dual_softmax_xent", layers, _labelled, fk.dual_softmax_xent, separate=separate_softmax_xent),
         case("neumann_update", vectors, partial(_vectors, 3), _neumann, separate=separate_neumann),
         case("cg_iteration", vectors, partial(_vectors, 4), _gradients_iteration, separate=separate_iteration),
+        case("sgd_step", vectors, partial(_vectors, 2), _sgd),
         case("momentum_step", vectors, partial(_vectors, 3), _momentum, separate=separate_momentum),
+        case("adam_step", vectors, _adam_vectors, _adam),
+        case("sgd_adjoint", vectors, partial(_vectors, 2), _sgd_adjoint),
+        case("momentum_adjoint", vectors, partial(_vectors, 3), _momentum_adjoint),
+        case("adam_adjoint", vectors, _adam_adjoint_vectors, _adam_adjoint),
         case("dsa", layers, _drawn, _augmented, separate=separate_augmented),
+        case("dsa_transpose", layers, _drawn, _augmented_back),
+        case("normal", vectors, partial(_vectors, 0), _normal),
     ]
 
 
@@ -400,3 +416,115 @@ def _dual_weight(x: Tensor, dx: Tensor, gy: Tensor, dgy: Tensor, *, padding: int
 
 def _normed_backward(sizes: Sizes, numbers: Numbers) -> Operands:
     return (_pooled(sizes, numbers), *_normed(sizes, numbers))
+
+
+def _dual_input(gy: Tensor, dgy: Tensor, w: Tensor, dw: Tensor, *_: Tensor, padding: int, precision: str) -> Any:
+    size = (gy.shape[-2], gy.shape[-1])
+    return fk.dual_convolution_input_gradient(gy, dgy, w, dw, size, padding=padding, precision=precision)
+
+
+def _dual_normed_backward(sizes: Sizes, numbers: Numbers) -> Operands:
+    return (_pooled(sizes, numbers), _pooled(sizes, numbers), *_dual_normed(sizes, numbers))
+
+
+def _dual_norm_backward(gy: Tensor, dgy: Tensor, x: Tensor, dx: Tensor, *affine: Tensor) -> Any:
+    mean, rstd = _statistics(x)
+    wide, along = (tensor if tensor.dtype == torch.float64 else tensor.float() for tensor in (x, dx))
+    dmean = along.mean((-2, -1))
+    dvar = 2 * ((wide - mean[..., None, None]) * along).mean((-2, -1))
+    drstd = -0.5 * rstd**3 * dvar
+    operands: Any = (gy, dgy, x, dx, *affine, mean, rstd, dmean, drstd)
+    return fk.dual_norm_act_pool_backward(*operands, groups=x.shape[3], **_NORM)
+
+
+def _dual_first(sizes: Sizes, numbers: Numbers) -> Operands:
+    images, *own = _first(sizes, numbers)
+    along = [
+        numbers(sizes.students, sizes.groups, sizes.channels, 1, 3, 3) / 3,
+        *(numbers(sizes.students, sizes.groups, sizes.channels) for _ in range(3)),
+    ]
+    return (images, *_interleaved(own, along))
+
+
+def _dual_first_backward(sizes: Sizes, numbers: Numbers) -> Operands:
+    return (*(_maps(sizes, numbers).contiguous() for _ in range(2)), *_dual_first(sizes, numbers))
+
+
+def _dual_first_gradients(*operands: Tensor, **options: Any) -> Any:
+    found = fk.dual_first_block_backward(*operands, inputs=False, **options)
+    return found[:2] + found[4:8]  # as `_first_gradients`
+
+
+def _head(sizes: Sizes, numbers: Numbers) -> Operands:
+    features = 16 * sizes.channels
+    weight = _WEIGHT * numbers(sizes.students, 10, features)
+    return numbers(*_lead(sizes), features), weight, numbers(sizes.students, 10)
+
+
+def _dual_head(sizes: Sizes, numbers: Numbers) -> Operands:
+    x, weight, bias = _head(sizes, numbers)
+    lead = (sizes.students, sizes.groups, 10)
+    dweight = _WEIGHT * numbers(*lead, x.shape[-1])
+    return x, numbers(*x.shape), weight, dweight, bias, numbers(*lead)
+
+
+def _head_gradients(sizes: Sizes, numbers: Numbers) -> Operands:
+    return numbers(*_lead(sizes), 16 * sizes.channels), numbers(*_lead(sizes), 10)
+
+
+def _hard(sizes: Sizes, numbers: Numbers) -> Operands:
+    return numbers(*_lead(sizes), 10), (1000 * numbers(*_lead(sizes)).abs()).long() % 10
+
+
+def _sgd(weights: Tensor, gradient: Tensor, rate: Tensor, _: Tensor) -> Any:
+    return fk.sgd_step(weights, gradient, rate, decay=5e-4)
+
+
+def _sgd_adjoint(cotangent: Tensor, product: Tensor, rate: Tensor, _: Tensor) -> Any:
+    return fk.sgd_adjoint(cotangent, product, rate, decay=5e-4)
+
+
+def _momentum_adjoint(cotangent: Tensor, along: Tensor, product: Tensor, rate: Tensor, momentum: Tensor) -> Any:
+    return fk.momentum_adjoint(cotangent, along, rate, decay=5e-4, state_scale=momentum, product=product)
+
+
+_ADAM: Any = {"beta2": 0.999, "epsilon": 1e-8, "decay": 5e-4}
+
+
+def _moments(sizes: Sizes, numbers: Numbers) -> Tensor:
+    """Adam's, of which the second is a mean of squares."""
+    found = numbers(2, sizes.students, sizes.parameters)
+    found[1].square_().add_(0.1)
+    return found
+
+
+def _adam_vectors(sizes: Sizes, numbers: Numbers) -> Operands:
+    weights, gradient = (numbers(sizes.students, sizes.parameters) for _ in range(2))
+    return weights, _moments(sizes, numbers), gradient, numbers(sizes.students).abs()
+
+
+def _adam(weights: Tensor, moments: Tensor, gradient: Tensor, rate: Tensor) -> Any:
+    return fk.adam_step(weights, moments, gradient, rate, torch.full_like(rate, 0.9), _number(rate), **_ADAM)
+
+
+def _adam_adjoint_vectors(sizes: Sizes, numbers: Numbers) -> Operands:
+    cotangent, state = numbers(sizes.students, sizes.parameters), numbers(2, sizes.students, sizes.parameters)
+    return cotangent, state, _moments(sizes, numbers), _moments(sizes, numbers), numbers(sizes.students).abs()
+
+
+def _adam_adjoint(cotangent: Tensor, state: Tensor, moments: Tensor, new_moments: Tensor, rate: Tensor) -> Any:
+    beta1 = torch.full_like(rate, 0.9)
+    return fk.adam_adjoint(cotangent, state, moments, new_moments, rate, beta1, _number(rate), **_ADAM)
+
+
+def _number(rate: Tensor) -> Tensor:
+    return torch.full((), 7, dtype=torch.int64, device=rate.device)
+
+
+def _augmented_back(cotangent: Tensor, operation: Tensor, numbers: Tensor) -> Any:
+    numbers = numbers if cotangent.dtype == torch.float64 else numbers.float()
+    return fk.dsa_transpose(cotangent, operation, numbers, _OPERATIONS, align_corners=True)
+
+
+def _normal(rate: Tensor, _: Tensor) -> Any:
+    return fk.normal(0, 0, 0, torch.arange(len(rate), device=rate.device), 100_000)

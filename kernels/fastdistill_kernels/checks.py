@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -20,18 +22,35 @@ def refuse_derivatives(operator: str, *tensors: Tensor | None) -> None:
         TypeError: for any of these.
     """
     for tensor in tensors:
-        if tensor is None:
-            continue
-        if forward_ad.unpack_dual(tensor).tangent is not None:
+        for level in () if tensor is None else _levels(operator, tensor):
+            _refuse(operator, level)
+
+
+def _levels(operator: str, tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor as every transform around it sees it; the derivative that would be lost may be an outer one's."""
+    yield tensor
+    # what is compiled has no wrappers to look at; there the operators' batching rule refuses
+    while not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        if torch._C._functorch.is_batchedtensor(tensor):
             raise TypeError(
-                f"{operator} expected a plain tensor, got a dual tensor, whose tangent it would drop: hand value and "
-                "tangent over as two tensors, or use the cotangents that the operators return"
+                f"{operator} expected a plain tensor, got one inside of vmap, for which it has no batching rule: call "
+                "it outside, with the students' axis written out"
             )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise TypeError(
-                f"{operator} expected a plain tensor, got one that requires grad, whose gradient it would drop: detach "
-                "it, and use the cotangents that the operators return"
-            )
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+        yield tensor
+
+
+def _refuse(operator: str, tensor: Tensor) -> None:
+    if forward_ad.unpack_dual(tensor).tangent is not None:
+        raise TypeError(
+            f"{operator} expected a plain tensor, got a dual tensor, whose tangent it would drop: hand value and "
+            "tangent over as two tensors, or use the cotangents that the operators return"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise TypeError(
+            f"{operator} expected a plain tensor, got one that requires grad, whose gradient it would drop: detach "
+            "it, and use the cotangents that the operators return"
+        )
 
 
 def expect_shape(operator: str, name: str, tensor: Tensor, letters: str, shape: tuple[int, ...]) -> None:

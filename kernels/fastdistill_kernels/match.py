@@ -1,9 +1,10 @@
 """Matching distance of two flat gradients and its cotangent, for all layers, students and groups at once.
 
 ``match(a, b, table, distance) -> (D, ∂D/∂a)`` on ``a, b [..., P]``. Every distance but ``cos`` reads both gradients
-once and writes the cotangent: 3·S·G·P elements, one launch. ``cos`` needs the norms of the whole gradient first: two
-launches, 5·S·G·P elements. Arithmetic per element of the table: 10 for the cosines, 4 for the others, far below what a
-byte of memory costs.
+once and writes the cotangent: 3·S·G·P elements, one launch and a small sum of its programs' distances; only a row
+longer than ``LONGEST_ROW`` is read twice. ``cos`` needs the norms of the whole gradient first: two launches (three
+where there are very many programs), 5·S·G·P elements. Arithmetic per element of the table: 10 for the cosines, 4 for
+the others, far below what a byte of memory costs.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def register(
 ) -> Callable[..., Any]:
     """Defines an operator in the namespace ``fastdistill`` and returns what calls it.
 
-    No autograd formula and no batching rule: operators stand at the boundary of every transform, and their public
-    functions refuse what they would differentiate wrongly.
+    No autograd formula, and a batching rule that refuses: operators stand at the boundary of every transform, and their
+    public functions refuse what they would differentiate wrongly.
 
     Args:
         schema: torch's, such as ``scale(Tensor x, float a) -> Tensor``; no result may be a view of an argument.
@@ -43,6 +43,12 @@ def register(
         with torch.cuda.device(tensors[0].device):
             return kernel(*arguments)
 
+    def refuse(*_: Any) -> Any:
+        raise TypeError(
+            f"{name} has a students' axis of its own and no batching rule: call it outside of vmap, with that axis "
+            "written out"
+        )
+
     def formula(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
         return flops(*arguments)
 
@@ -50,6 +56,7 @@ def register(
     _LIBRARY.impl(name, reference, "CPU")
     _LIBRARY.impl(name, on_device, "CUDA")
     torch.library.register_fake(f"fastdistill::{name}", fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"fastdistill::{name}", refuse, lib=_LIBRARY)
     packet = getattr(torch.ops.fastdistill, name)
     register_flop_formula(packet)(formula)
     operator: Callable[..., Any] = packet.default

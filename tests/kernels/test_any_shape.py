@@ -1,11 +1,9 @@
-"""Kernels on shapes that hypothesis thinks of; in a file of its own, since machines with a GPU may lack hypothesis."""
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
+"""Kernels on shapes that hypothesis thinks of."""
 
 from fastdistill_kernels import DISTANCES, RowTable
 from fastdistill_kernels.reference.activation import ACTIVATIONS
 from fastdistill_kernels.reference.norm_act_pool import POOLINGS
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.test_first_block import check_kernels as check_first_block
 from tests.kernels.test_match import check_kernel
 from tests.kernels.test_norm_act_pool import Layer

@@ -55,6 +55,7 @@ def test_no_budget_allows_a_spill_or_a_product_without_matrix_units():
         assert len(faults({f"convolution/forward/{precision}/0": {"cuda-9.0": LEAN}})) == sentences
         assert faults({f"convolution/forward/{precision}/0": {"cuda-9.0": MATRIX}}) == []
     assert faults({"philox/normal/float32/0": {"cuda-9.0": spilling}}) == []
+    assert len(faults({"philox/uniform/float32/0": {"cuda-9.0": spilling}})) == 1
 
 
 def test_a_launch_is_specialised_as_a_run_of_it_would_be():

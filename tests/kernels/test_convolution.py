@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -17,6 +15,7 @@ from fastdistill_kernels.convolution_cost import (
     cost_dual_convolution,
     cost_dual_convolution_input_gradient,
 )
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import DTYPES, LIMITS, error
 from tests.kernels.convolving import BLOCKED, EMPTY, TINY, Problem, channels_last, textbook
 

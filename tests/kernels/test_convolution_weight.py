@@ -1,7 +1,5 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,6 +9,7 @@ from fastdistill_kernels.convolution_cost import (
     cost_dual_convolution_weight_gradient,
 )
 from fastdistill_kernels.convolution_weight import convolution_weight_gradient, dual_convolution_weight_gradient
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import DTYPES, LIMITS, error
 from tests.kernels.convolving import BLOCKED, EMPTY, TINY, Problem, channels_last, textbook
 

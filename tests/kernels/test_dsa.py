@@ -2,14 +2,13 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.naive.augmentation import diff_augment
 from fastdistill_kernels.dsa import LONGEST, OPERATIONS, cost_dsa, dsa, dsa_transpose
 from fastdistill_kernels.reference import dsa as reference
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import DTYPES, LIMITS, error
 
 EDGE = 1 - 2.0**-24  # the largest number that `uniform` draws

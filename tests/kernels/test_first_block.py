@@ -310,6 +310,26 @@ def test_pixels_far_from_zero_lose_no_digits(device):
     assert error(found.cpu(), expected) <= 1e-3
 
 
+@pytest.mark.parametrize("noise", [0.3, 0.03])
+def test_a_filter_that_sees_little_errs_by_no_more_than_is_said(noise, device):
+    """A Laplacian of a ramp sees its noise alone: rounding counts as often as the patches' variance is its own."""
+    from fastdistill_kernels.gpu import first_block as gpu
+
+    x, own, _ = problem(1, 1, 2, 1, 12, 12, 3)
+    ramp = torch.arange(12, dtype=torch.float64)[:, None] + torch.arange(12, dtype=torch.float64)
+    x = (ramp / 12 + noise * x).float().double()
+    own[0][:] = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)
+    choices = (0, "relu", "avg", 1e-5, "ieee")
+    expected = reference.first_block(x, *own, *choices)
+    found = gpu.first_block(x.float().to(device), *to(own, torch.float32, device), *choices)
+    patches = torch.nn.functional.unfold(x.flatten(0, 2), 3)
+    spread = patches.var(-1, correction=0).sum(-1)
+    seen = torch.nn.functional.conv2d(x.flatten(0, 2), own[0][0, :1]).var((-3, -2, -1), correction=0)
+    times = (own[0][0, 0].square().sum() * spread / seen).max().item()
+    assert times > 20  # or it would not be the case that is meant
+    assert error(found.cpu(), expected) <= 1e-6 + 2**-24 * times
+
+
 def arguments_of(name, dtype=torch.float32):
     x, own, along = problem(2, 2, 2, 1, 5, 4, 3, dtype=dtype)
     gy, dgy = cotangents(x, own, along, 1, "avg")

@@ -2,8 +2,6 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.func import vjp
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -12,6 +10,7 @@ from fastdistill_kernels import inner_adjoints
 from fastdistill_kernels.gpu import inner_adjoints as gpu
 from fastdistill_kernels.reference import inner_adjoints as reference
 from fastdistill_kernels.reference import inner_steps as reference_steps
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import LIMITS, error
 
 SHAPES = ((1, 1), (3, 1), (2, 0), (0, 5), (5, 37), (1, 1024), (3, 1025), (2, 3001))

@@ -1,13 +1,12 @@
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdistill.derivatives.inner import SGD, Adam, Momentum, Setting
 from fastdistill_kernels import inner_steps
 from fastdistill_kernels.gpu import inner_steps as gpu
 from fastdistill_kernels.reference import inner_steps as reference
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import LIMITS, error
 
 SHAPES = ((1, 1), (3, 1), (2, 0), (0, 5), (5, 37), (1, 1024), (3, 1025), (2, 3001))

@@ -196,6 +196,28 @@ def test_a_dead_row_and_a_dead_pair_on_the_kernel(device, poisoned):
         assert cotangent[1].eq(0).all()
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_what_is_no_number_shows_in_both(distance, device):
+    a, b = gradients(2).float(), gradients(2, seed=1).float()
+    offsets, _ = layout()
+    a[0, offsets["conv"] + 5] = float("nan")
+    found = launched(a.to(device), b.to(device), table(distance), distance)
+    for value, cotangent in (found, match(a, b, table(distance), distance)):
+        assert value[0].isnan() and value[1].isfinite()
+        assert cotangent[0, offsets["conv"] + 5].isnan() and cotangent[1].isfinite().all()
+        if distance in ("ours", "cos"):  # the whole row is spoilt, and says so
+            assert cotangent[0, offsets["conv"] : offsets["conv"] + 27].isnan().all()
+
+
+def test_a_long_gradients_products_are_added_up_once(device):
+    size = 2048 * 520
+    a, b = (torch.randn(1, size, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    rows = RowTable(((0, 520, 2048),), size)
+    found = launched(a.to(device), b.to(device), rows, "cos")
+    for ours, theirs in zip(found, match(a.double(), b.double(), rows, "cos"), strict=True):
+        assert error(ours.cpu(), theirs) <= LIMITS["float32"]
+
+
 def test_every_element_belongs_to_exactly_one_program():
     for distance in DISTANCES:
         for rows in (*AWKWARD.values(), table(distance)):

@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastdistill_kernels as fk
 from fastdistill_kernels.checks import expect_alike, expect_one_of, expect_shape, refuse_derivatives
-from fastdistill_kernels.gpu.launching import Launch, capability, power_of_two, shared_bytes
+from fastdistill_kernels.gpu.launching import Launch, addressable, capability, power_of_two, shared_bytes
 from fastdistill_kernels.operators import has_products, register
 
 
@@ -59,18 +59,25 @@ def test_checks_say_what_was_expected_and_what_came():
 
 
 def test_no_transform_gets_through():
-    def f(x):
-        refuse_derivatives("op", x)
-        return x.sum()
+    table = fk.RowTable(((0, 2, 3),), 6)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
-    x = torch.ones(3)
-    for transformed in (torch.func.grad(f), torch.func.grad(torch.func.grad(f))):
-        with pytest.raises(TypeError, match="requires grad"):
+    def distance(a, b):
+        return fk.match(a, b, table, "ours")[0].sum()
+
+    def batched(a):
+        return torch.func.vmap(distance)(a, a).sum()
+
+    def along(y):
+        return torch.func.jvp(lambda z: distance(x * y, z), (x,), (x,))[0]
+
+    for transformed in (batched, torch.func.grad(batched), torch.func.grad(lambda a: distance(a, a)), along):
+        with pytest.raises(TypeError, match=r"inside of vmap|dual tensor|requires grad"):
             transformed(x)
-    with pytest.raises(TypeError, match="requires grad"):
-        torch.func.vmap(torch.func.grad(f))(x[:, None])
-    with pytest.raises(TypeError, match="dual tensor"):
-        torch.func.jvp(f, (x,), (x,))
+    with pytest.raises(TypeError, match=r"inside of vmap|dual tensor|requires grad"):
+        torch.func.jvp(along, (x,), (x,))
+    with pytest.raises(TypeError, match="match has a students' axis of its own and no batching rule"):
+        torch.func.vmap(lambda a: torch.ops.fastdistill.match(a, a, [0], [2], [3], "ours")[0])(x)
 
 
 def test_an_empty_grid_is_not_launched():
@@ -84,3 +91,12 @@ def test_sizes_of_a_launch():
     assert capability(torch.device("cpu")) == (9, 0)
     assert shared_bytes((9, 0)) == 227 * 1024
     assert shared_bytes((9, 4)) == shared_bytes((7, 5)) == 64 * 1024
+
+
+def test_a_view_past_32_bits_is_copied():
+    near = torch.empty(2, 3, 5, 7)
+    assert addressable(near, 3) is near
+    far = torch.empty(1).as_strided((3, 2, 2, 2), (0, 0, 0, 0))
+    wide = torch.empty(0, device="meta").as_strided((2, 3, 1, 1), (1, 2**30, 1, 1))
+    assert addressable(far, 3) is far
+    assert addressable(wide, 3).stride() == (3, 1, 1, 1)

@@ -2,8 +2,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastdistill_kernels
@@ -11,6 +9,7 @@ from fastdistill_kernels import normal, philox, uniform
 from fastdistill_kernels.gpu import philox as gpu
 from fastdistill_kernels.philox import cost_philox
 from fastdistill_kernels.reference import philox as reference
+from tests.kernels.any_shape import given, settings, st
 
 KINDS = ("philox", "uniform", "normal")
 SIZES = ((1, 1), (2, 0), (0, 5), (1, 2), (7, 41), (3, 1023), (2, 1025), (1, 4096))

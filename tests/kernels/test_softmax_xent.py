@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastdistill_kernels.gpu import softmax_xent as gpu
 from fastdistill_kernels.reference import softmax_xent as reference
 from fastdistill_kernels.softmax_xent import cost_softmax_xent, dual_softmax_xent, softmax_xent
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import DTYPES, LIMITS, error
 
 # students, groups, samples, classes: ones, nothing, primes, more rows than a program takes, more classes than a tile

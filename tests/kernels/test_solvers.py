@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,6 +18,7 @@ from fastdistill_kernels.solvers import (
     cost_neumann_update,
     neumann_update,
 )
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import LIMITS, error
 
 # students, parameters: one, none, primes, around a block's and a piece's end

@@ -15,7 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdistill_kernels.gpu.launching import Capability, Launch, capability, interpreted, power_of_two, shared_bytes
+from fastdistill_kernels.gpu.launching import (
+    Capability,
+    Launch,
+    addressable,
+    capability,
+    interpreted,
+    power_of_two,
+    shared_bytes,
+)
 from fastdistill_kernels.reference.convolution import empty_images, output_size, own_groups
 
 _LEAST = 16  # rows, columns and depth of the smallest product that tensor cores take
@@ -319,6 +327,9 @@ def prepare_gather(
     Raises:
         ValueError: for a student with more positions than 32 bits count.
     """
+    x, weight = addressable(x, 3), addressable(weight, 4)
+    dx = None if dx is None else addressable(dx, 3)
+    dweight = None if dweight is None else addressable(dweight, 4)
     dual = dweight is not None
     of = of or capability(x.device)
     students, groups, count, channels, height, width = x.shape

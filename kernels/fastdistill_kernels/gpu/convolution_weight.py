@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdistill_kernels.gpu.convolution import Tile, alike, expect_indexable, fit, narrow
-from fastdistill_kernels.gpu.launching import Capability, Launch, capability, interpreted, power_of_two
+from fastdistill_kernels.gpu.launching import Capability, Launch, addressable, capability, interpreted, power_of_two
 
 _LEAST = 16  # rows, columns and depth of the smallest product that tensor cores take
 _PROGRAMS = 512  # that fill a device: two to four on each of 108 to 304 multiprocessors
@@ -198,6 +198,9 @@ def prepare_weight_gradient(
     Raises:
         ValueError: for more positions than 32 bits count.
     """
+    x, gy = addressable(x, 3), addressable(gy, 3)
+    dx = None if dx is None else addressable(dx, 3)
+    dgy = None if dgy is None else addressable(dgy, 3)
     dual = dgy is not None
     of = of or capability(x.device)
     students, groups, count, channels, height, width = x.shape

@@ -15,14 +15,13 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdistill_kernels.dsa import LONGEST
-from fastdistill_kernels.gpu.launching import Capability, Launch, power_of_two
+from fastdistill_kernels.gpu.launching import Capability, Launch, addressable, power_of_two
 from fastdistill_kernels.reference import dsa as reference
 from fastdistill_kernels.reference.dsa import OPERATIONS
 
 _CHUNK = 512  # values of a step: eight of each of 128 threads, whose nine taps stay in registers
 _VALUES_OF_WARP = 128
 _PROGRAMS = 2048  # a few for each multiprocessor: fewer images than this are shared out among programs
-_LARGEST_OFFSET = 2**31 - 1  # within one image; whole tensors are addressed with 64 bits
 _COLOR, _CROP, _CUTOUT, _FLIP, _SCALE, _ROTATE = (tl.constexpr(code) for code in range(len(OPERATIONS)))
 _NONE, _BITS = tl.constexpr(7), tl.constexpr(3)
 _LAST = tl.constexpr(LONGEST)
@@ -239,10 +238,7 @@ def prepare_dsa(
     out = torch.empty(*operation.shape, count, depth, height, width, dtype=images.dtype, device=images.device)
     if out.numel() == 0:
         return out, []
-    if sum((extent - 1) * abs(stride) for extent, stride in zip(images.shape[3:], images.stride()[3:], strict=True)) > (
-        _LARGEST_OFFSET
-    ):
-        images = images.contiguous()
+    images = addressable(images, 3)
     strides = [0 if extent == 1 else stride for extent, stride in zip(images.shape, images.stride(), strict=True)]
     flat = images.stride(5) == 1 and images.stride(4) == width
     of_member = parameters.stride(2) if parameters.shape[2] > 1 else 0

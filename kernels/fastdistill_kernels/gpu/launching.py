@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
 Capability = tuple[int, int]
 _SHARED = {(8, 0): 163, (8, 7): 163, (9, 0): 227, (9, 4): 64, (10, 0): 227}  # KiB that one program may use
 _SHARED_LEAST = 64
+_LARGEST_OFFSET = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,6 +50,15 @@ def capability(device: torch.device) -> Capability:
 def shared_bytes(of: Capability) -> int:
     """Shared memory of one program."""
     return _SHARED.get(of, _SHARED_LEAST) * 1024
+
+
+def addressable(tensor: Tensor, axes: int) -> Tensor:
+    """A tensor whose last axes span less than 2³¹ elements, so that offsets in them need 32 bits; a copy if need be.
+
+    Kernels multiply the axes before these by their strides in 64 bits.
+    """
+    spans = zip(tensor.shape[-axes:], tensor.stride()[-axes:], strict=True)
+    return tensor if sum((size - 1) * stride for size, stride in spans) <= _LARGEST_OFFSET else tensor.contiguous()
 
 
 def interpreted() -> bool:

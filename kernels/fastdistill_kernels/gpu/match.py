@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from math import prod
 
 import torch
@@ -12,24 +12,26 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdistill_kernels.gpu.launching import Capability, Launch, power_of_two
+from fastdistill_kernels.gpu.partial_sums import prepare_partial_sums
 from fastdistill_kernels.match import LONGEST_ROW, RowTable, longest_program
 from fastdistill_kernels.reference.match import EPSILON
 
+_MOST_SUMS = 512  # partial products that a program adds up for itself: 6 KB beside the 24 KB that it moves
 _PER_THREAD = 16  # elements of each gradient that a thread holds: enough loads in flight, far from the 255 registers
 
 
 @triton.jit
 def _cosine(dot, square_a, square_b, EPSILON: tl.constexpr):
-    """Distance of a row and the factors of ``a`` and ``b`` in its cotangent, both zero for a dead row."""
+    """Distance of a row, the factors of ``a`` and ``b`` in its cotangent, and whether it is dead."""
     norm_a, norm_b = tl.sqrt(square_a), tl.sqrt(square_b)
     scale = norm_a * norm_b + EPSILON
-    alive = norm_a > 0
-    pull = dot * norm_b / (scale * scale * tl.where(alive, norm_a, 1.0))
-    return 1.0 - dot / scale, tl.where(alive, pull, 0.0), tl.where(alive, 1.0 / scale, 0.0)
+    dead = norm_a == 0  # a row that is no number is not dead
+    pull = dot * norm_b / (scale * scale * tl.where(dead, 1.0, norm_a))
+    return 1.0 - dot / scale, pull, 1.0 / scale, dead
 
 
 @triton.jit
-def _row(p_table, program, SIZE):
+def _row(p_table, program):
     """Pair, offset from the pair's start, length, columns and whether it is alive, of a program."""
     p_row = p_table + program * 4
     return tl.load(p_row), tl.load(p_row + 1), tl.load(p_row + 2), tl.load(p_row + 3) > 0
@@ -42,7 +44,7 @@ def rows_kernel(
 ):  # fmt: skip
     """One program a row or run: its distance goes to ``partial [pairs, programs]``, its cotangent where it lies."""
     pid = tl.program_id(0).to(tl.int64)
-    offset, length, columns, alive = _row(p_table, pid % programs, size)
+    offset, length, columns, alive = _row(p_table, pid % programs)
     base = (pid // programs) * size + offset
     o_block = tl.arange(0, BLOCK)
     if DISTANCE == "ours":
@@ -55,14 +57,16 @@ def rows_kernel(
             dot += tl.sum(b_a * b_b)
             square_a += tl.sum(b_a * b_a)
             square_b += tl.sum(b_b * b_b)
-        value, of_a, of_b = _cosine(dot, square_a, square_b, EPSILON)
+        value, of_a, of_b, dead = _cosine(dot, square_a, square_b, EPSILON)
         for block in tl.static_range(BLOCKS):
             o = block * BLOCK + o_block
             m = (o < length) & alive
             if BLOCKS > 1:  # too long a row for the chip: read again
                 b_a = tl.load(p_a + base + o, mask=m, other=0.0).to(tl.float32)
                 b_b = tl.load(p_b + base + o, mask=m, other=0.0).to(tl.float32)
-            tl.store(p_cotangent + base + o, of_a * b_a - of_b * b_b, mask=o < length)
+            tl.store(
+                p_cotangent + base + o, tl.where(m, tl.where(dead, 0.0, of_a * b_a - of_b * b_b), 0.0), mask=o < length
+            )
     else:
         m = (o_block < length) & alive
         b_a = tl.load(p_a + base + o_block, mask=m, other=0.0).to(tl.float32)
@@ -86,7 +90,7 @@ def sums_kernel(p_a, p_b, p_partial, p_table, programs, size, BLOCK: tl.constexp
     """The three products of one run, to ``partial [pairs, 3, programs]``."""
     pid = tl.program_id(0).to(tl.int64)
     program, pair = pid % programs, pid // programs
-    offset, length, _, alive = _row(p_table, program, size)
+    offset, length, _, alive = _row(p_table, program)
     o = tl.arange(0, BLOCK)
     m = (o < length) & alive
     p_at = pair * size + offset + o
@@ -100,25 +104,25 @@ def sums_kernel(p_a, p_b, p_partial, p_table, programs, size, BLOCK: tl.constexp
 
 @triton.jit
 def cotangent_kernel(
-    p_a, p_b, p_cotangent, p_value, p_partial, p_table, programs, size,
+    p_a, p_b, p_cotangent, p_value, p_partial, p_table, programs, sums, size,
     EPSILON: tl.constexpr, BLOCK: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
     """The cotangent of one run; every program adds the partial products up for itself, in the same order."""
     pid = tl.program_id(0).to(tl.int64)
     program, pair = pid % programs, pid // programs
     o_sum = tl.arange(0, SUMS)
-    p_in = p_partial + pair * 3 * programs + o_sum
-    dot = tl.sum(tl.load(p_in, mask=o_sum < programs, other=0.0))
-    square_a = tl.sum(tl.load(p_in + programs, mask=o_sum < programs, other=0.0))
-    square_b = tl.sum(tl.load(p_in + 2 * programs, mask=o_sum < programs, other=0.0))
-    value, of_a, of_b = _cosine(dot, square_a, square_b, EPSILON)
-    offset, length, _, alive = _row(p_table, program, size)
+    p_in = p_partial + pair * 3 * sums + o_sum
+    dot = tl.sum(tl.load(p_in, mask=o_sum < sums, other=0.0))
+    square_a = tl.sum(tl.load(p_in + sums, mask=o_sum < sums, other=0.0))
+    square_b = tl.sum(tl.load(p_in + 2 * sums, mask=o_sum < sums, other=0.0))
+    value, of_a, of_b, dead = _cosine(dot, square_a, square_b, EPSILON)
+    offset, length, _, alive = _row(p_table, program)
     o = tl.arange(0, BLOCK)
     m = (o < length) & alive
     p_at = pair * size + offset + o
     b_a = tl.load(p_a + p_at, mask=m, other=0.0).to(tl.float32)
     b_b = tl.load(p_b + p_at, mask=m, other=0.0).to(tl.float32)
-    tl.store(p_cotangent + p_at, of_a * b_a - of_b * b_b, mask=o < length)
+    tl.store(p_cotangent + p_at, tl.where(m, tl.where(dead, 0.0, of_a * b_a - of_b * b_b), 0.0), mask=o < length)
     if program == 0:
         tl.store(p_value + pair, value)
 
@@ -157,6 +161,9 @@ def prepare_match(
         constants={"BLOCK": block},
         warps=warps,
     )
+    # past a few hundred runs, adding their products up once is less than every program doing it
+    added, adding = prepare_partial_sums(products) if programs > _MOST_SUMS else (products, [])
+    count = added.numel() // max(3 * pairs, 1)
     pull = Launch(
         kernel=cotangent_kernel,
         grid=pairs * programs,
@@ -165,16 +172,19 @@ def prepare_match(
             "p_b": b,
             "p_cotangent": cotangent,
             "p_value": value,
-            "p_partial": products,
-            **shared,
+            "p_partial": added,
+            "p_table": table,
+            "programs": programs,
+            "sums": count,
+            "size": size,
         },
-        constants={"EPSILON": EPSILON, "BLOCK": block, "SUMS": power_of_two(programs)},
+        constants={"EPSILON": EPSILON, "BLOCK": block, "SUMS": power_of_two(count)},
         warps=warps,
     )
-    return value, cotangent, [sums, pull]
+    return value, cotangent, [sums, *adding, pull]
 
 
-@lru_cache(maxsize=64)
+@cache  # never freed: a captured graph holds its address
 def _programs(table: RowTable, distance: str, device: torch.device) -> Tensor:
     """The programs of a student's table ``[programs, 4]``, sent to a device once."""
     return torch.tensor(table.programs(distance), dtype=torch.int64, device=device).view(-1, 4)

@@ -31,9 +31,9 @@ def cosine_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     norm_a = torch.linalg.vector_norm(a, dim=-1, keepdim=True)
     norm_b = torch.linalg.vector_norm(b, dim=-1, keepdim=True)
     scale = norm_a * norm_b + EPSILON
-    alive = norm_a > 0
-    pull = dot * norm_b / (scale * scale * torch.where(alive, norm_a, torch.ones_like(norm_a)))
-    cotangent = torch.where(alive, pull * a - b / scale, torch.zeros_like(a))
+    dead = norm_a == 0  # a row that is no number is not dead: it must show
+    pull = dot * norm_b / (scale * scale * torch.where(dead, torch.ones_like(norm_a), norm_a))
+    cotangent = torch.where(dead, torch.zeros_like(a), pull * a - b / scale)
     return (1 - dot / scale).sum((-2, -1)), cotangent
 
 
@@ -92,4 +92,5 @@ def _elementwise(difference: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     if kind == "mse":
         return (difference * difference).sum((-2, -1)), 2 * difference
     share = 1 / difference.shape[-1] if kind == "l1_mean" else 1.0
-    return difference.abs().sum((-2, -1)) * share, difference.sign() * share
+    sign = torch.where(difference.isnan(), difference, difference.sign())  # torch's sign of no number is 0
+    return difference.abs().sum((-2, -1)) * share, sign * share
