@@ -12,7 +12,6 @@ lie channels-last in memory where the first argument does: that is the fast layo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 from torch import Tensor
@@ -74,19 +73,10 @@ def _fake_dual_input_gradient(
     return gx if value else gy.new_empty(0), dgx
 
 
-def launching(name: str, module: str = "convolution") -> Any:
-    """What launches a kernel of this name; triton is imported when it does."""
-
-    def launch(*arguments: Any) -> Any:
-        return getattr(import_module(f"fastdistill_kernels.gpu.{module}"), name)(*arguments)
-
-    return launch
-
-
 _convolution = register(
     "convolution(Tensor x, Tensor weight, Tensor? bias, int stride, int padding, str precision) -> Tensor",
     reference=reference.convolution,
-    kernel=launching("convolution"),
+    kernels="convolution",
     fake=_fake_convolution,
     flops=lambda x, w, b, stride, padding, _: (
         cost_convolution(sizes_of(x, w, stride, padding), 1, bias=b is not None).flops
@@ -96,7 +86,7 @@ _dual_convolution = register(
     "dual_convolution(Tensor x, Tensor? dx, Tensor weight, Tensor dweight, Tensor? bias, Tensor? dbias, int stride, "
     "int padding, str precision) -> (Tensor, Tensor)",
     reference=reference.dual_convolution,
-    kernel=launching("dual_convolution"),
+    kernels="convolution",
     fake=_fake_dual_convolution,
     flops=lambda x, dx, w, dw, b, db, stride, padding, _: (
         cost_dual_convolution(
@@ -108,7 +98,7 @@ _input_gradient = register(
     "convolution_input_gradient(Tensor gy, Tensor weight, int height, int width, int stride, int padding, "
     "str precision) -> Tensor",
     reference=reference.convolution_input_gradient,
-    kernel=launching("convolution_input_gradient"),
+    kernels="convolution",
     fake=_fake_input_gradient,
     flops=lambda gy, w, height, width, stride, padding, _: (
         cost_convolution_input_gradient(sizes_of((*gy[:3], w[2], height, width), w, stride, padding), 1).flops
@@ -118,7 +108,7 @@ _dual_input_gradient = register(
     "dual_convolution_input_gradient(Tensor gy, Tensor dgy, Tensor weight, Tensor dweight, int height, int width, "
     "int stride, int padding, str precision, bool value) -> (Tensor, Tensor)",
     reference=reference.dual_convolution_input_gradient,
-    kernel=launching("dual_convolution_input_gradient"),
+    kernels="convolution",
     fake=_fake_dual_input_gradient,
     flops=lambda gy, dgy, w, dw, height, width, stride, padding, _, value: (
         cost_dual_convolution_input_gradient(

@@ -20,7 +20,6 @@ from fastdistill_kernels.convolution import (
     check_settings,
     common,
     expect_axes,
-    launching,
     spread,
 )
 from fastdistill_kernels.convolution_cost import (
@@ -69,7 +68,7 @@ _weight_gradient = register(
     "convolution_weight_gradient(Tensor x, Tensor gy, int kernel, int stride, int padding, bool bias, str precision) "
     "-> (Tensor, Tensor)",
     reference=reference.convolution_weight_gradient,
-    kernel=launching("convolution_weight_gradient", "convolution_weight"),
+    kernels="convolution_weight",
     fake=_fake_weight_gradient,
     flops=lambda x, gy, kernel, stride, padding, bias, _: (
         cost_convolution_weight_gradient(
@@ -81,7 +80,7 @@ _dual_weight_gradient = register(
     "dual_convolution_weight_gradient(Tensor x, Tensor? dx, Tensor gy, Tensor dgy, int kernel, int stride, "
     "int padding, bool bias, str precision, bool value) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.dual_convolution_weight_gradient,
-    kernel=launching("dual_convolution_weight_gradient", "convolution_weight"),
+    kernels="convolution_weight",
     fake=_fake_dual_weight_gradient,
     flops=lambda x, dx, gy, dgy, kernel, stride, padding, bias, _, value: (
         cost_dual_convolution_weight_gradient(

@@ -182,22 +182,10 @@ def _flops(transpose: bool) -> Any:
     return flops
 
 
-def _kernel(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import dsa as gpu
-
-    return gpu.dsa(*arguments)
-
-
-def _kernel_transpose(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import dsa as gpu
-
-    return gpu.dsa_transpose(*arguments)
-
-
 _dsa = operators.register(
     "dsa(Tensor images, Tensor operation, Tensor parameters, int[] operations, bool align_corners) -> Tensor",
     reference=reference.dsa,
-    kernel=_kernel,
+    kernels="dsa",
     fake=_fake,
     flops=_flops(transpose=False),
 )
@@ -205,7 +193,7 @@ _dsa_transpose = operators.register(
     "dsa_transpose(Tensor cotangent, Tensor operation, Tensor parameters, int[] operations, bool align_corners) "
     "-> Tensor",
     reference=reference.dsa_transpose,
-    kernel=_kernel_transpose,
+    kernels="dsa",
     fake=_fake,
     flops=_flops(transpose=True),
 )

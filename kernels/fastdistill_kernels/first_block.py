@@ -144,18 +144,6 @@ def _flops_dual(x: Any, weight: Any, dweight: Any, bias: Any, dbias: Any, norm_w
     return count_flops("dual", groups, x, weight, norm_weight is not None, rest[3], rest[5])
 
 
-def _kernel(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import first_block as gpu
-
-    return gpu.first_block(*arguments)
-
-
-def _kernel_dual(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import first_block as gpu
-
-    return gpu.dual_first_block(*arguments)
-
-
 OWN = "Tensor x, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias"
 PAIRS = (
     "Tensor x, Tensor weight, Tensor dweight, Tensor? bias, Tensor? dbias, Tensor? norm_weight, Tensor? dnorm_weight, "
@@ -166,14 +154,14 @@ CHOICES = "int padding, str activation, str pooling, float eps, str precision"
 _forward = register(
     f"first_block({OWN}, {CHOICES}) -> Tensor",
     reference=reference.first_block,
-    kernel=_kernel,
+    kernels="first_block",
     fake=_fake,
     flops=_flops,
 )
 _dual = register(
     f"dual_first_block({PAIRS}, {CHOICES}) -> (Tensor, Tensor)",
     reference=reference.dual_first_block,
-    kernel=_kernel_dual,
+    kernels="first_block",
     fake=_fake_dual,
     flops=_flops_dual,
 )

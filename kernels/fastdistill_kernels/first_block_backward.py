@@ -67,22 +67,10 @@ def _flops_dual(gy: Any, dgy: Any, x: Any, weight: Any, *rest: Any) -> int:
     return count_flops("dual_backward", gy[1], x, weight, normed, padding, pooling, inputs=inputs, value=value)
 
 
-def _kernel(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import first_block as gpu
-
-    return gpu.first_block_backward(*arguments)
-
-
-def _kernel_dual(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import first_block as gpu
-
-    return gpu.dual_first_block_backward(*arguments)
-
-
 _backward = register(
     f"first_block_backward(Tensor gy, {OWN}, {CHOICES}, bool inputs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.first_block_backward,
-    kernel=_kernel,
+    kernels="first_block",
     fake=_fake,
     flops=_flops,
 )
@@ -90,7 +78,7 @@ _dual_backward = register(
     f"dual_first_block_backward(Tensor gy, Tensor dgy, {PAIRS}, {CHOICES}, bool inputs, bool value) -> "
     f"({', '.join(['Tensor'] * 10)})",
     reference=reference.dual_first_block_backward,
-    kernel=_kernel_dual,
+    kernels="first_block",
     fake=_fake_dual,
     flops=_flops_dual,
 )

@@ -112,15 +112,6 @@ def cost_adam_adjoint(
     return cost(students, size, itemsize, tensors=8 + 2 * state_cotangent + product + extra, flops=flops)
 
 
-def _kernel(name: str) -> Any:
-    def launch(*arguments: Any) -> Any:
-        from fastdistill_kernels.gpu import inner_adjoints as gpu
-
-        return getattr(gpu, name)(*arguments)
-
-    return launch
-
-
 def _fake_sgd_adjoint(
     cotangent: Tensor, product: Tensor, rate: Tensor, weights: Tensor | None, gradient: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
@@ -138,7 +129,7 @@ _sgd_adjoint = register(
     "sgd_adjoint(Tensor cotangent, Tensor product, Tensor rate, Tensor? weights, Tensor? gradient, Tensor? extra, "
     "float decay) -> (Tensor, Tensor)",
     reference=reference.sgd_adjoint,
-    kernel=_kernel("sgd_adjoint"),
+    kernels="inner_adjoints",
     fake=_fake_sgd_adjoint,
     flops=_flops_sgd_adjoint,
 )
@@ -171,7 +162,7 @@ _momentum_adjoint = register(
     "momentum_adjoint(Tensor cotangent, Tensor? state_cotangent, Tensor? state_scale, Tensor? product, Tensor? extra, "
     "Tensor? velocity, Tensor? new_velocity, Tensor rate, float decay) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.momentum_adjoint,
-    kernel=_kernel("momentum_adjoint"),
+    kernels="inner_adjoints",
     fake=_fake_momentum_adjoint,
     flops=_flops_momentum_adjoint,
 )
@@ -200,7 +191,7 @@ _adam_adjoint = register(
     "Tensor new_moments, Tensor rate, Tensor beta1, Tensor number, float beta2, float epsilon, float decay) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.adam_adjoint,
-    kernel=_kernel("adam_adjoint"),
+    kernels="inner_adjoints",
     fake=_fake_adam_adjoint,
     flops=_flops_adam_adjoint,
 )

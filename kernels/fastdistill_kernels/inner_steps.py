@@ -14,7 +14,6 @@ bytes. Their adjoints are `fastdistill_kernels.inner_adjoints`; derivations: ``k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,15 +47,6 @@ def cost(students: int, size: int, itemsize: int, *, tensors: int, flops: int) -
     return Cost(flops=flops * students * size, bytes=tensors * students * size * itemsize)
 
 
-def _kernel(name: str) -> Any:
-    def launch(*arguments: Any) -> Any:
-        from fastdistill_kernels.gpu import inner_steps as gpu
-
-        return getattr(gpu, name)(*arguments)
-
-    return launch
-
-
 def sizes(shape: Sequence[int]) -> tuple[int, int, int]:
     """First arguments of a cost whose bytes are not asked for, from the shape of weights."""
     return shape[-2], shape[-1], 1
@@ -65,7 +55,7 @@ def sizes(shape: Sequence[int]) -> tuple[int, int, int]:
 _sgd_step = register(
     "sgd_step(Tensor weights, Tensor gradient, Tensor rate, float decay) -> Tensor",
     reference=reference.sgd_step,
-    kernel=_kernel("sgd_step"),
+    kernels="inner_steps",
     fake=lambda weights, *_: empty(weights),
     flops=lambda weights, *_: cost_sgd_step(*sizes(weights)).flops,
 )
@@ -73,7 +63,7 @@ _momentum_step = register(
     "momentum_step(Tensor weights, Tensor velocity, Tensor gradient, Tensor rate, Tensor momentum, float decay) "
     "-> (Tensor, Tensor)",
     reference=reference.momentum_step,
-    kernel=_kernel("momentum_step"),
+    kernels="inner_steps",
     fake=lambda weights, *_: (empty(weights), empty(weights)),
     flops=lambda weights, *_: cost_momentum_step(*sizes(weights)).flops,
 )
@@ -81,7 +71,7 @@ _adam_step = register(
     "adam_step(Tensor weights, Tensor moments, Tensor gradient, Tensor rate, Tensor beta1, Tensor number, float beta2, "
     "float epsilon, float decay) -> (Tensor, Tensor)",
     reference=reference.adam_step,
-    kernel=_kernel("adam_step"),
+    kernels="inner_steps",
     fake=lambda weights, moments, *_: (empty(weights), empty(moments)),
     flops=lambda weights, *_: cost_adam_step(*sizes(weights)).flops,
 )

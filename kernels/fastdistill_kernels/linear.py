@@ -23,7 +23,6 @@ from fastdistill_kernels.convolution import (
     check_channels,
     common,
     expect_axes,
-    launching,
     per_group,
     spread,
 )
@@ -95,7 +94,7 @@ def _dual_weight_fake(
 _linear = register(
     "linear(Tensor x, Tensor weight, Tensor? bias, str precision) -> Tensor",
     reference=reference.linear,
-    kernel=launching("linear", "linear"),
+    kernels="linear",
     fake=_fake,
     flops=lambda x, w, b, _: cost_convolution(_sizes(x, w[1]), 1, bias=b is not None).flops,
 )
@@ -103,7 +102,7 @@ _dual_linear = register(
     "dual_linear(Tensor x, Tensor? dx, Tensor weight, Tensor dweight, Tensor? bias, Tensor? dbias, str precision) "
     "-> (Tensor, Tensor)",
     reference=reference.dual_linear,
-    kernel=launching("dual_linear", "linear"),
+    kernels="linear",
     fake=_dual_fake,
     flops=lambda x, dx, w, dw, b, db, _: (
         cost_dual_convolution(_sizes(x, w[1]), 1, dx=dx is not None, bias=b is not None, dbias=db is not None).flops
@@ -112,7 +111,7 @@ _dual_linear = register(
 _input_gradient = register(
     "linear_input_gradient(Tensor gy, Tensor weight, str precision) -> Tensor",
     reference=reference.linear_input_gradient,
-    kernel=launching("linear_input_gradient", "linear"),
+    kernels="linear",
     fake=_input_fake,
     flops=lambda gy, w, _: cost_convolution_input_gradient(_sizes((*gy[:3], w[2]), w[1]), 1).flops,
 )
@@ -120,7 +119,7 @@ _dual_input_gradient = register(
     "dual_linear_input_gradient(Tensor gy, Tensor dgy, Tensor weight, Tensor dweight, str precision, bool value) "
     "-> (Tensor, Tensor)",
     reference=reference.dual_linear_input_gradient,
-    kernel=launching("dual_linear_input_gradient", "linear"),
+    kernels="linear",
     fake=_dual_input_fake,
     flops=lambda gy, dgy, w, dw, _, value: (
         cost_dual_convolution_input_gradient(_sizes((*gy[:3], w[2]), w[1]), 1, value=value).flops
@@ -129,7 +128,7 @@ _dual_input_gradient = register(
 _weight_gradient = register(
     "linear_weight_gradient(Tensor x, Tensor gy, bool bias, str precision) -> (Tensor, Tensor)",
     reference=reference.linear_weight_gradient,
-    kernel=launching("linear_weight_gradient", "linear"),
+    kernels="linear",
     fake=_weight_fake,
     flops=lambda x, gy, bias, _: cost_convolution_weight_gradient(_sizes(x, gy[3]), 1, bias=bias).flops,
 )
@@ -137,7 +136,7 @@ _dual_weight_gradient = register(
     "dual_linear_weight_gradient(Tensor x, Tensor? dx, Tensor gy, Tensor dgy, bool bias, str precision, bool value) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.dual_linear_weight_gradient,
-    kernel=launching("dual_linear_weight_gradient", "linear"),
+    kernels="linear",
     fake=_dual_weight_fake,
     flops=lambda x, dx, gy, dgy, bias, _, value: (
         cost_dual_convolution_weight_gradient(_sizes(x, gy[3]), 1, dx=dx is not None, bias=bias, value=value).flops

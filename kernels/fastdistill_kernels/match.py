@@ -128,12 +128,6 @@ def _fake(
     return a.new_empty(a.shape[:-1], dtype=dtype), a.new_empty(a.shape)
 
 
-def _kernel(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import match as gpu
-
-    return gpu.match(*arguments)
-
-
 def _flops(a: Sequence[int], b: Sequence[int], offsets: Any, rows: Any, columns: Any, kind: str) -> int:
     return cost_match(prod(a[:-1]), a[-1], 1, kind).flops
 
@@ -141,7 +135,7 @@ def _flops(a: Sequence[int], b: Sequence[int], offsets: Any, rows: Any, columns:
 _operator = register(
     "match(Tensor a, Tensor b, int[] offsets, int[] rows, int[] columns, str distance) -> (Tensor, Tensor)",
     reference=reference.match,
-    kernel=_kernel,
+    kernels="match",
     fake=_fake,
     flops=_flops,
 )

@@ -12,8 +12,6 @@ what the traffic leaves time for, so a kernel is as good as its share of the ban
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -106,23 +104,11 @@ def _fake_dual_forward(
     return y, dy, *_fake_statistics(x, groups, 4)
 
 
-def _kernel_forward(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import norm_act_pool as gpu
-
-    return gpu.norm_act_pool(*arguments)
-
-
-def _kernel_dual_forward(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import norm_act_pool as gpu
-
-    return gpu.dual_norm_act_pool(*arguments)
-
-
 _forward = operators.register(
     "norm_act_pool(Tensor x, Tensor? weight, Tensor? bias, int groups, str activation, str pooling, float eps)"
     " -> (Tensor, Tensor, Tensor)",
     reference=reference.norm_act_pool,
-    kernel=_kernel_forward,
+    kernels="norm_act_pool",
     fake=_fake_forward,
     flops=lambda x, weight, bias, groups, activation, pooling, eps: count_flops(
         x, weight, groups, pooling, False, False
@@ -132,7 +118,7 @@ _dual_forward = operators.register(
     "dual_norm_act_pool(Tensor x, Tensor dx, Tensor? weight, Tensor? dweight, Tensor? bias, Tensor? dbias, int groups,"
     " str activation, str pooling, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.dual_norm_act_pool,
-    kernel=_kernel_dual_forward,
+    kernels="norm_act_pool",
     fake=_fake_dual_forward,
     flops=lambda x, dx, weight, dweight, bias, dbias, groups, activation, pooling, eps: count_flops(
         x, weight, groups, pooling, True, False

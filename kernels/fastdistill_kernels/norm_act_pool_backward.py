@@ -5,8 +5,6 @@ What lies between x and y is computed again from x and the saved statistics inst
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -36,23 +34,11 @@ def _fake_dual_backward(
     return gx, dgx, *gradients
 
 
-def _kernel_backward(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import norm_act_pool_backward as gpu
-
-    return gpu.norm_act_pool_backward(*arguments)
-
-
-def _kernel_dual_backward(*arguments: Any) -> Any:
-    from fastdistill_kernels.gpu import norm_act_pool_backward as gpu
-
-    return gpu.dual_norm_act_pool_backward(*arguments)
-
-
 _backward = operators.register(
     "norm_act_pool_backward(Tensor gy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, int groups,"
     " str activation, str pooling) -> (Tensor, Tensor, Tensor)",
     reference=reference.norm_act_pool_backward,
-    kernel=_kernel_backward,
+    kernels="norm_act_pool_backward",
     fake=_fake_backward,
     flops=lambda gy, x, weight, bias, mean, rstd, groups, activation, pooling: count_flops(
         x, weight, groups, pooling, False, True
@@ -63,7 +49,7 @@ _dual_backward = operators.register(
     " Tensor? bias, Tensor? dbias, Tensor mean, Tensor rstd, Tensor dmean, Tensor drstd, int groups, str activation,"
     " str pooling, bool value) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.dual_norm_act_pool_backward,
-    kernel=_kernel_dual_backward,
+    kernels="norm_act_pool_backward",
     fake=_fake_dual_backward,
     flops=lambda gy, dgy, x, dx, weight, *rest: count_flops(x, weight, rest[7], rest[9], True, True),
 )

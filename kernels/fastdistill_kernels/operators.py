@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def has_products(operator: str) -> bool:
 
 
 def register(
-    schema: str, *, reference: Implementation, kernel: Implementation, fake: Implementation, flops: Callable[..., int]
+    schema: str, *, reference: Implementation, kernels: str, fake: Implementation, flops: Callable[..., int]
 ) -> Callable[..., Any]:
     """Defines an operator in the namespace ``fastdistill`` and returns what calls it.
 
@@ -30,7 +31,8 @@ def register(
     Args:
         schema: torch's, such as ``scale(Tensor x, float a) -> Tensor``; no result may be a view of an argument.
         reference: computes it in plain torch, on a CPU and in float64 anywhere.
-        kernel: launches it on a CUDA device.
+        kernels: the file in ``gpu`` whose function of the operator's name launches it on a CUDA device; it is imported,
+            and triton with it, when the first CUDA tensor comes.
         fake: makes results of the right shapes, dtypes and devices from arguments without values.
         flops: counts its floating-point operations from the arguments, shapes in the place of tensors.
     """
@@ -41,7 +43,8 @@ def register(
         if any(tensor.dtype == torch.float64 for tensor in tensors):
             return reference(*arguments)  # the oracle's precision: no kernel is made for it
         with torch.cuda.device(tensors[0].device):
-            return kernel(*arguments)
+            launch = getattr(import_module(f"fastdistill_kernels.gpu.{kernels}"), name)
+            return launch(*arguments)
 
     def refuse(*_: Any) -> Any:
         raise TypeError(

@@ -35,11 +35,6 @@ def cost_philox(students: int, count: int, kind: str) -> Cost:
 def _registered(kind: str) -> Any:
     dtype = torch.int64 if kind == "philox" else torch.float32
 
-    def kernel(*arguments: Any) -> Any:
-        from fastdistill_kernels.gpu import philox as gpu
-
-        return getattr(gpu, kind)(*arguments)
-
     def fake(students: Tensor, key0: int, key1: int, stream: int, step: int, count: int) -> Tensor:
         return students.new_empty((len(students), count), dtype=dtype)
 
@@ -51,7 +46,7 @@ def _registered(kind: str) -> Any:
     return register(
         f"{kind}(Tensor students, SymInt key0, SymInt key1, SymInt stream, SymInt step, SymInt count) -> Tensor",
         reference=getattr(reference, kind),
-        kernel=kernel,
+        kernels="philox",
         fake=fake,
         flops=flops,
     )

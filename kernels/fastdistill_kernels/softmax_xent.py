@@ -15,9 +15,8 @@ in the dual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,15 +48,6 @@ def cost_softmax_xent(shape: Sequence[int], labels: Sequence[int], itemsize: int
     return Cost(flops=_FLOPS[soft, dual] * prod(shape), bytes=passes * prod(shape) * itemsize + of_labels)
 
 
-def _kernel(name: str) -> Callable[..., Any]:
-    def launch(*arguments: Tensor) -> Any:
-        from fastdistill_kernels.gpu import softmax_xent as gpu
-
-        return getattr(gpu, name)(*arguments)
-
-    return launch
-
-
 def _fake(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if z.dtype == torch.float64 else torch.float32
     return z.new_empty(z.shape[:2], dtype=wide), z.new_empty(z.shape)
@@ -72,14 +62,14 @@ def _dual_fake(z: Tensor, dz: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, T
 _value = register(
     "softmax_xent(Tensor z, Tensor labels) -> (Tensor, Tensor)",
     reference=reference.softmax_xent,
-    kernel=_kernel("softmax_xent"),
+    kernels="softmax_xent",
     fake=_fake,
     flops=lambda z, labels: cost_softmax_xent(z, labels, 1, dual=False).flops,
 )
 _dual = register(
     "dual_softmax_xent(Tensor z, Tensor dz, Tensor labels) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.dual_softmax_xent,
-    kernel=_kernel("dual_softmax_xent"),
+    kernels="softmax_xent",
     fake=_dual_fake,
     flops=lambda z, dz, labels: cost_softmax_xent(z, labels, 1, dual=True).flops,
 )

@@ -16,9 +16,6 @@ counted: every addition and multiplication on ``[S, P]``; scalars of a student a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -45,15 +42,6 @@ def cost_cg_update(students: int, size: int, itemsize: int) -> Cost:
     return Cost(flops=8 * students * size, bytes=7 * students * size * itemsize)
 
 
-def _kernel(name: str) -> Callable[..., Any]:
-    def launch(*arguments: Tensor) -> Any:
-        from fastdistill_kernels.gpu import solvers
-
-        return getattr(solvers, name)(*arguments)
-
-    return launch
-
-
 def _neumann_fake(term: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return term.new_empty(term.shape), term.new_empty(term.shape), term.new_empty(2, term.shape[0])
 
@@ -70,14 +58,14 @@ def _update_fake(iterate: Tensor, *others: Tensor) -> _Four:
 _neumann_update = register(
     "neumann_update(Tensor term, Tensor total, Tensor product, Tensor alpha, Tensor alive) -> (Tensor, Tensor, Tensor)",
     reference=reference.neumann_update,
-    kernel=_kernel("neumann_update"),
+    kernels="solvers",
     fake=_neumann_fake,
     flops=lambda term, *_: cost_neumann_update(term[0], term[1], 4).flops,
 )
 _cg_dots = register(
     "cg_dots(Tensor direction, Tensor product, Tensor residual, Tensor damping) -> Tensor",
     reference=reference.cg_dots,
-    kernel=_kernel("cg_dots"),
+    kernels="solvers",
     fake=_dots_fake,
     flops=lambda direction, *_: cost_cg_dots(direction[0], direction[1], 4).flops,
 )
@@ -85,7 +73,7 @@ _cg_update = register(
     "cg_update(Tensor iterate, Tensor residual, Tensor direction, Tensor product, Tensor sums, Tensor damping, "
     "Tensor target, Tensor active) -> (Tensor, Tensor, Tensor, Tensor)",
     reference=reference.cg_update,
-    kernel=_kernel("cg_update"),
+    kernels="solvers",
     fake=_update_fake,
     flops=lambda iterate, *_: cost_cg_update(iterate[0], iterate[1], 4).flops,
 )

@@ -1,3 +1,8 @@
+import importlib
+import pkgutil
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -8,17 +13,18 @@ from fastdistill_kernels.gpu.launching import Launch, addressable, capability, p
 from fastdistill_kernels.operators import has_products, register
 
 
-def test_an_operator_is_its_reference_on_a_cpu_and_in_float64(device):
+def test_an_operator_is_its_reference_on_a_cpu_and_in_float64(device, monkeypatch):
     calls = []
 
     def kernel(x, factor):
         calls.append(x.dtype)
         return x * factor
 
+    monkeypatch.setitem(sys.modules, "fastdistill_kernels.gpu.stand_in", SimpleNamespace(test_scaled=kernel))
     twice = register(
         "test_scaled(Tensor x, float factor) -> Tensor",
         reference=lambda x, factor: x * factor,
-        kernel=kernel,
+        kernels="stand_in",
         fake=lambda x, factor: torch.empty_like(x),
         flops=lambda x, factor: 7 * x[0],
     )
@@ -29,6 +35,20 @@ def test_an_operator_is_its_reference_on_a_cpu_and_in_float64(device):
         assert counter.get_total_flops() == 35
     assert calls == ([torch.float32] if device.type == "cuda" else [])
     assert twice(torch.ones(5, device="meta"), 2.0).shape == (5,)
+
+
+def test_every_operator_has_a_kernel_and_a_reference_of_its_name():
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastdistill::")]
+    ours = {name.removeprefix("fastdistill::") for name in names} - {"test_scaled"}
+    assert len(ours) >= 30
+    for package in ("gpu", "reference"):
+        folder = importlib.import_module(f"fastdistill_kernels.{package}")
+        modules = [
+            importlib.import_module(f"{folder.__name__}.{found.name}")
+            for found in pkgutil.iter_modules(folder.__path__)
+        ]
+        for name in ours:
+            assert sum(callable(getattr(module, name, None)) for module in modules) >= 1, (package, name)
 
 
 def test_which_operators_are_products():
