@@ -145,7 +145,7 @@ def test_a_printed_configuration_loads_to_the_same_one(preset, tmp_path, capsys)
         (["run", "--student.architecture=convnt"], "got 'convnt': did you mean 'convnet'"),
         (["run", "--method.augmentation=colour_crop"], "got 'colour_crop': correct 'colour'"),
         (["run", "--max_masked_share=2"], "expected a max_masked_share in [0, 1), got 2.0"),
-        (["run", "--method.distance=cosine"], "expected distance among ours, mse, l1, cos"),
+        (["run", "--method.distance=cosine"], "expected distance among ours, mse, l1, l1_mean, cos"),
         (["run", "--config", "missing.yaml"], "missing.yaml"),
         (["rum"], "expected a verb among run, evaluate"),
         (["rum"], "got 'rum': did you mean 'run'"),

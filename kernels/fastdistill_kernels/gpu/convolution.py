@@ -8,13 +8,12 @@ Values: `fastdistill_kernels.reference.convolution`; derivation: ``kernels/READM
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdistill_kernels.gpu.convolution_parts import LEAST, Tile, alike, expect_indexable, fit, narrow, same_strides
 from fastdistill_kernels.gpu.launching import (
     Capability,
     Launch,
@@ -22,13 +21,8 @@ from fastdistill_kernels.gpu.launching import (
     capability,
     interpreted,
     power_of_two,
-    shared_bytes,
 )
 from fastdistill_kernels.reference.convolution import empty_images, output_size, own_groups
-
-_LEAST = 16  # rows, columns and depth of the smallest product that tensor cores take
-_GATHERED = 512  # elements with an address each that a warp loads a step: 16 addresses of a thread fit its registers
-_INDEXABLE = 2**31 - 2**16  # positions of one student, counted in 32 bits with a tile to spare; offsets have 64
 
 
 @triton.jit
@@ -164,25 +158,6 @@ def gather_kernel(
         tl.store(dy + o_y, tangent.to(dy.dtype.element_ty), mask=m_y)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """What one program computes and with what.
-
-    Attributes:
-        rows: output positions.
-        columns: output channels.
-        depth: contracted in one step.
-        warps: of the program.
-        stages: of loads under way.
-    """
-
-    rows: int
-    columns: int
-    depth: int
-    warps: int
-    stages: int
-
-
 def choose_tile(
     rows: int,
     columns: int,
@@ -209,12 +184,12 @@ def choose_tile(
         of: the device.
     """
     widest = 64 if exact else 128
-    wide = min(widest, max(_LEAST, power_of_two(columns)))
+    wide = min(widest, max(LEAST, power_of_two(columns)))
     tallest = widest if wide > 32 else 64  # few columns: addresses of rows are most of the registers
-    tall = min(tallest, max(_LEAST, power_of_two(rows)))
+    tall = min(tallest, max(LEAST, power_of_two(rows)))
     deepest = 16 if exact else 128 // itemsize  # 128 bytes are the widest row of swizzled shared memory
     depth = next((d for d in (64, 32, 16) if d <= deepest and channels % d == 0), 0)
-    depth = depth or min(deepest, max(_LEAST, power_of_two(taps * channels)))
+    depth = depth or min(deepest, max(LEAST, power_of_two(taps * channels)))
     stage = (operands // 2 * tall + (operands - operands // 2) * wide) * itemsize
     if narrow(exact, dual, of):
         wide = min(wide, 64)
@@ -222,73 +197,9 @@ def choose_tile(
     return fit(Tile(tall, wide, depth, 8, 4), stage, gathered=gathered, exact=exact, tangent=operands > 2, of=of)
 
 
-def narrow(exact: bool, dual: bool, of: Capability) -> bool:
-    """Whether two accumulators of 128 by 128 would spill: before Hopper, operands of products are in registers, too."""
-    return of < (9, 0) and dual and not exact
-
-
-def fit(tile: Tile, stage: int, *, gathered: int, exact: bool, tangent: bool, of: Capability) -> Tile:
-    """The tile with the depth, warps and stages that its device has memory and registers for.
-
-    Args:
-        tile: wished for.
-        stage: bytes that one step loads for every unit of depth.
-        gathered: rows or columns of images whose elements have an address each; 0 where a step is within one tap.
-        exact: as in `choose_tile`.
-        tangent: more than one operand of rows or of columns.
-        of: the device.
-    """
-    budget, depth, area = shared_bytes(of), tile.depth, tile.rows * tile.columns
-    crowded = gathered * depth > 4 * _GATHERED
-    large = area * (1 + tangent) >= 128 * 128 or crowded or (exact and (tangent or gathered > 0))
-    warps = 8 if large else 4
-    while depth > _LEAST and gathered * depth > warps * _GATHERED:
-        depth //= 2
-    if of == (9, 4):
-        # one stage is in shared memory, the next in registers; a wavefront is two warps
-        while depth > _LEAST and stage * depth > budget * 3 // 4:
-            depth //= 2
-        return replace(tile, depth=depth, warps=4 if large or area >= 64 * 64 else 2, stages=2)
-    while depth > _LEAST and 2 * stage * depth > budget:
-        depth //= 2
-    stages = budget // 2 // (stage * depth)  # of two programs at a time, where they find the registers
-    if tangent or stages < 2:
-        stages = budget // (stage * depth)
-    return replace(tile, depth=depth, warps=warps, stages=max(2, min(4, stages)))
-
-
 def _pack(weight: Tensor) -> Tensor:
     """The same weights ``[..., F, C, k, k]`` with neighbouring channels, so that a tile's rows are read whole."""
     return weight.movedim(-3, -1).contiguous().movedim(-1, -3)
-
-
-def _same_strides(a: Tensor, b: Tensor, axes: int) -> bool:
-    """Whether the last axes are strided alike, those of size one aside."""
-    trailing = zip(a.shape[-axes:], a.stride()[-axes:], b.stride()[-axes:], strict=True)
-    return all(size == 1 or one == other for size, one, other in trailing)
-
-
-def alike(x: Tensor, dx: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Images and their tangent with one layout of an image batch ``[n, C, H, W]``; copied only where they differ."""
-    if dx is None or _same_strides(x, dx, 4):
-        return x, dx
-    tangent = empty_images(x, *x.shape[3:]).copy_(dx)
-    if _same_strides(x, tangent, 4):
-        return x, tangent
-    return empty_images(x, *x.shape[3:]).copy_(x), tangent
-
-
-def expect_indexable(positions: int) -> None:
-    """Refuses more positions than kernels count.
-
-    Raises:
-        ValueError: naming the limit.
-    """
-    if positions > _INDEXABLE:
-        raise ValueError(
-            f"a convolution expected at most {_INDEXABLE} positions of one student, got {positions}: hand over fewer "
-            "images at once"
-        )
 
 
 def prepare_gather(
@@ -353,7 +264,7 @@ def prepare_gather(
     if dweight is not None and pairs == 1:
         dweight = dweight[:, :1]
     apart = kernel > 1 and channels % tile.depth == 0 and 1 not in weight.stride()[1:3]
-    if apart or (dweight is not None and not _same_strides(weight, dweight, 4)):
+    if apart or (dweight is not None and not same_strides(weight, dweight, 4)):
         weight, dweight = _pack(weight), None if dweight is None else _pack(dweight)
     x, dx = alike(x, dx)
     y = empty_images(x, features, *size) if value else x.new_empty(0)

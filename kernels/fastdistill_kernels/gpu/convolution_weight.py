@@ -14,10 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastdistill_kernels.gpu.convolution import Tile, alike, expect_indexable, fit, narrow
+from fastdistill_kernels.gpu.convolution_parts import LEAST, Tile, alike, expect_indexable, fit, narrow
 from fastdistill_kernels.gpu.launching import Capability, Launch, addressable, capability, interpreted, power_of_two
 
-_LEAST = 16  # rows, columns and depth of the smallest product that tensor cores take
 _PROGRAMS = 512  # that fill a device: two to four on each of 108 to 304 multiprocessors
 _STEPS = 8  # least of a split, so that its partial sums are not most of its traffic
 
@@ -151,14 +150,14 @@ def choose_tile(
         of: the device.
     """
     widest = 64 if exact else 128
-    tall = min(widest, max(_LEAST, power_of_two(features)))
+    tall = min(widest, max(LEAST, power_of_two(features)))
     within = next((w for w in (128, 64, 32) if w <= widest and channels % w == 0), 0)
-    wide = within or min(widest, max(_LEAST, power_of_two(columns)))
+    wide = within or min(widest, max(LEAST, power_of_two(columns)))
     lean = narrow(exact, dual, of)
     if lean and tall * wide > 128 * 64:
         wide //= 2
     deepest = 16 if exact else (64 if lean else 128) // itemsize
-    depth = min(deepest, max(_LEAST, power_of_two(positions)))
+    depth = min(deepest, max(LEAST, power_of_two(positions)))
     stage = (operands // 2 * wide + (operands - operands // 2) * tall) * itemsize
     gathered = 0 if channels % wide == 0 else wide
     return fit(Tile(tall, wide, depth, 8, 4), stage, gathered=gathered, exact=exact, tangent=operands > 2, of=of)
