@@ -80,7 +80,7 @@ def test_distance_of_a_dead_row_is_one_with_a_finite_gradient() -> None:
 
 
 def test_distance_refuses_an_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="'ours', 'mse', 'l1' or 'cos', got 'l2'"):
+    with pytest.raises(ValueError, match="'ours', 'mse', 'l1', 'l1_mean' or 'cos', got 'l2'"):
         distance([torch.ones(1, 1)], [torch.ones(1, 1)], "l2")  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ GROUPS = (
     "evaluation",
     "experts",
     "products",
+    "kernels",
     "references",
     "data",
 )
