@@ -43,7 +43,7 @@ def test_recipes_of_both_methods() -> None:
 
 Maker = Callable[..., object]
 REFUSED: list[tuple[Maker, dict[str, Any], str]] = [
-    (MatchingConfig, {"distance": "cosine"}, "expected distance among ours, mse, l1, l1_mean, cos, got 'cosine': did you mean"),
+    (MatchingConfig, {"distance": "cosine"}, "among ours, mse, l1, l1_mean, cos, got 'cosine': did you mean"),
     (MatchingConfig, {"start": "random"}, "expected start among noise, uniform, real, got 'random': choose one of"),
     (MatchingConfig, {"steps": 0}, "expected steps of at least 1, got 0: raise it"),
     (MatchingConfig, {"real_batch": 0}, "expected real_batch of at least 1, got 0: raise it"),

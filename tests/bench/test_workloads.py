@@ -24,6 +24,7 @@ GROUPS = (
 # operations of the engine in the textbook's: its adjoint takes every step's gradient again inside the product, and the
 # textbook's graph of a TESLA step is built twice
 WORK = {"products": (0.5, 1.05), "unrolled": (1.0, 1.3), "trajectory": (0.8, 1.45), "implicit": (1.0, 1.3)}
+WORK["kernels"] = (0.99, 1.6)  # the first block's formula counts its norm and activation, torch's own leave them out
 
 
 def test_every_workload_has_its_cases():
