@@ -97,7 +97,7 @@ def gauss_newton_product(
         for part, share in zip(x.split(batching.piece, dim=-4), mass.split(batching.piece, dim=-2), strict=True):
 
             def logits(flat: Tensor, part: Tensor = part) -> Tensor:
-                return primitive.logits(flat, state, part)
+                return Functional.logits(primitive, flat, state, part)  # dual layers stand outside of transforms
 
             found = jvp(logits, (own,), (along,))
             probability, tangent = found[0].softmax(-1), found[1]

@@ -184,22 +184,8 @@ class Functional:
             ValueError: for shapes that do not fit together, ``labels`` wanted of class indices, or ``training`` with
                 several groups.
         """
-        self._check(weights, images, labels)
-        unknown = [name for name in wanted if name not in WANTED]
-        if unknown or not wanted:
-            raise ValueError(f"expected some of {', '.join(WANTED)}, got {wanted}: name the products you need")
-        if vector.shape != (weights.shape[0], images.shape[-5], self.layout.size):
-            raise ValueError(
-                f"expected a vector [{weights.shape[0]}, {images.shape[-5]}, {self.layout.size}], got "
-                f"{tuple(vector.shape)}: one direction per (student, group) pair"
-            )
-        soft = labels.is_floating_point()
-        if "labels" in wanted and not soft:
-            if wanted != WANTED:
-                raise ValueError("expected soft labels [..., n, C] for k v, got class indices: pass one-hot rows")
-            wanted = ("weights", "images")  # the default asks for all that exists
+        names = self._wanted(weights, images, labels, vector, wanted)
         updating, count = self._updating(buffers, images, training), images.shape[-4]
-        names = tuple(name for name in WANTED if name in wanted)
         positions = tuple(WANTED.index(name) for name in names)
 
         def one(parameters: Parameters, state: Buffers, images: Tensor, labels: Tensor, vector: Parameters) -> _Parts:
@@ -261,6 +247,25 @@ class Functional:
         along = {name: tensor.unsqueeze(1) for name, tensor in cotangent.items()}
         result = self._pairs(one, weights, buffers, images, labels, along, updating=updating)
         return result.sums["weights"][:, 0], result.cats["images"][:, 0]
+
+    def _wanted(
+        self, weights: Tensor, images: Tensor, labels: Tensor, vector: Tensor, wanted: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """The products to compute, in the order of ``WANTED``, once everything fits."""
+        self._check(weights, images, labels)
+        unknown = [name for name in wanted if name not in WANTED]
+        if unknown or not wanted:
+            raise ValueError(f"expected some of {', '.join(WANTED)}, got {wanted}: name the products you need")
+        if vector.shape != (weights.shape[0], images.shape[-5], self.layout.size):
+            raise ValueError(
+                f"expected a vector [{weights.shape[0]}, {images.shape[-5]}, {self.layout.size}], got "
+                f"{tuple(vector.shape)}: one direction per (student, group) pair"
+            )
+        if "labels" in wanted and not labels.is_floating_point():
+            if wanted != WANTED:
+                raise ValueError("expected soft labels [..., n, C] for k v, got class indices: pass one-hot rows")
+            wanted = ("weights", "images")  # the default asks for all that exists
+        return tuple(name for name in WANTED if name in wanted)
 
     def _updating(self, buffers: Mapping[str, Tensor], images: Tensor, training: bool) -> bool:
         """Whether a pass gives buffers new values, of which a student has one."""

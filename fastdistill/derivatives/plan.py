@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastdistill.derivatives.dual.graph import Unsupported, read
+
 
 class Path(StrEnum):
-    """How the students of one program are batched."""
+    """How the students of one program are computed."""
 
+    DUAL = "dual"
     VMAP = "vmap"
     LOOP = "loop"
 
@@ -26,19 +29,22 @@ class Batching:
     """One way to run a primitive.
 
     Attributes:
-        path: one vmapped program, or a loop over (student, group) pairs.
+        path: the dual program, or torch.func in one vmapped program or in a loop over (student, group) pairs.
         piece: most images of a pair that are processed at once; losses and gradients accumulate exactly.
-        students: most students in one vmapped program; the others follow in further calls.
+        students: most students in one program; the others follow in further calls.
+        groups: most groups of a student in one dual program.
     """
 
     path: Path
     piece: int
     students: int
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        if self.piece < 1 or self.students < 1:
+        if min(self.piece, self.students, self.groups) < 1:
             raise ValueError(
-                f"expected a piece and a student count of at least 1, got {self.piece} and {self.students}: raise them"
+                "expected a piece and counts of students and groups of at least 1, got "
+                f"{self.piece}, {self.students} and {self.groups}: raise them"
             )
 
 
@@ -50,11 +56,15 @@ class Cost:
         flops: floating-point operations of the forward pass.
         activations: elements of all module outputs together.
         largest: elements of the largest of them.
+        buffers: whether the student has any, such as running statistics.
+        unsupported: why the student cannot be a dual program; empty where it can.
     """
 
     flops: int
     activations: int
     largest: int
+    buffers: bool = False
+    unsupported: str = "it has not been read"
 
 
 def forward_cost(module: nn.Module, shape: tuple[int, int, int]) -> Cost:
@@ -79,7 +89,13 @@ def forward_cost(module: nn.Module, shape: tuple[int, int, int]) -> Cost:
     finally:
         for hook in hooks:
             hook.remove()
-    return Cost(flops=counter.get_total_flops(), activations=sum(sizes), largest=max(sizes))
+    return Cost(
+        flops=counter.get_total_flops(),
+        activations=sum(sizes),
+        largest=max(sizes),
+        buffers=any(True for _ in module.buffers()),
+        unsupported=unsupported(module),
+    )
 
 
 # Measured on two cores of an AVX-512 CPU, torch 2.13, float32 ConvNets of width 16 to 128 on 8x8 to 32x32 images
@@ -90,14 +106,25 @@ _VMAP_BYTES = 32e6  # activations of one program; past it the grouped convolutio
 _PIECE_FLOPS = 700e6  # a loop's call must be this large to hide its overhead
 _PIECE_BYTES = 4e6  # and its largest activation this small to stay in cache
 # On an H200 (torch 2.11, bench/results/h200/batching.json) one program beat the loop in all 25 shapes, 1.5 to 60 times.
+_DUAL_BYTES = 16e6  # largest activations of the images that go through a dual program together
 _INDEXABLE = 2**31 - 1  # elements that cuDNN's grouped convolutions can address
 
 
-def choose_batching(cost: Cost, device: torch.device, *, students: int, groups: int, images: int) -> Batching:
+def choose_batching(
+    cost: Cost, device: torch.device, *, students: int, groups: int, images: int, frozen: bool = False
+) -> Batching:
     """The fastest batching of ``S`` students, ``G`` groups and ``n`` images a pair, by the measured rule.
 
     A fixed function of shapes and device type, not a timing at start-up: two processes with one configuration choose
     alike, and so give identical bits.
+
+    Args:
+        cost: of the student.
+        device: where.
+        students: ``S``.
+        groups: ``G``.
+        images: ``n``.
+        frozen: whether the student's buffers stay as they are in all passes.
     """
     if device.type != "cpu":
         fitting = _INDEXABLE / (cost.largest * groups * images)
@@ -106,6 +133,8 @@ def choose_batching(cost: Cost, device: torch.device, *, students: int, groups: 
             piece=max(1, min(images, int(fitting * images))),
             students=max(1, min(students, int(fitting))),
         )
+    if not cost.unsupported and (frozen or not cost.buffers):
+        return _dual(cost, students, groups, images)
     if cost.flops * images <= _VMAP_FLOPS and students * groups == 1:
         # nothing to batch: vmap's rules alone cost a LeNet of 10 images 1.4 times the gradient, 1.2 times the products
         return Batching(path=Path.LOOP, piece=images, students=1)
@@ -114,3 +143,25 @@ def choose_batching(cost: Cost, device: torch.device, *, students: int, groups: 
         return Batching(path=Path.VMAP, piece=images, students=max(1, min(students, int(fitting))))
     piece = max(_PIECE_FLOPS / max(cost.flops, 1), _PIECE_BYTES / (4 * cost.largest))
     return Batching(path=Path.LOOP, piece=max(1, min(images, round(piece))), students=1)
+
+
+def _dual(cost: Cost, students: int, groups: int, images: int) -> Batching:
+    """As many images as stay in cache: of one pair first, then of the groups of a student, then of students."""
+    fitting = max(1, round(_DUAL_BYTES / (4 * cost.largest)))
+    piece = max(1, min(images, fitting))
+    across = max(1, min(groups, fitting // max(images, 1)))
+    return Batching(
+        path=Path.DUAL,
+        piece=piece,
+        groups=across,
+        students=max(1, min(students, fitting // max(images * groups, 1))),
+    )
+
+
+def unsupported(module: nn.Module) -> str:
+    """Why a student cannot be a dual program; empty where it can."""
+    try:
+        read(module)
+    except Unsupported as error:
+        return str(error)
+    return ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.protocols import Protocol
 from fastdistill.evaluation.replay import replay_students
@@ -120,9 +121,9 @@ def evaluate_students(
     begin = time.perf_counter()
     cost = forward_cost(module, test.shape)
 
-    def primitive(images: int) -> Functional:
+    def planned(images: int) -> Functional:
         batching = choose_batching(cost, test.device, students=len(students), groups=1, images=images)
-        return Functional(module, batching)
+        return make_primitive(module, batching)
 
     if born is not None:
         weights, buffers = born(students)
@@ -135,7 +136,7 @@ def evaluate_students(
     with (progress or Silent()).stage(title, protocol.training.epochs if replay is None else replay.steps) as advance:
         if replay is not None:
             weights, buffers = replay_students(
-                primitive(replay.order.shape[1]),
+                planned(replay.order.shape[1]),
                 weights,
                 buffers,
                 fetch,
@@ -145,7 +146,7 @@ def evaluate_students(
             )
         else:
             weights, buffers = train_students(
-                primitive(min(count, protocol.training.batch)),
+                planned(min(count, protocol.training.batch)),
                 weights,
                 buffers,
                 fetch,
@@ -158,7 +159,7 @@ def evaluate_students(
                 rates=protocol.rates,
                 progress=lambda epoch: advance(epoch, ""),
             )
-    tester = primitive(_TEST_BLOCK)
+    tester = planned(_TEST_BLOCK)
     correct = torch.zeros(len(students), dtype=torch.int64, device=test.device)
     for block in torch.arange(len(test), device=test.device).split(_TEST_BLOCK):
         correct += count_correct(tester, weights, buffers, test.batch(block, dtype), test.labels[block])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import Batching, choose_batching, forward_cost
+from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.coresets import joined_features
 from fastdistill.evaluation.evaluate import store_fetch
@@ -106,8 +107,8 @@ def train_feature_networks(
     def batching(images: int) -> Batching:
         return choose_batching(cost, store.device, students=count, groups=1, images=images)
 
-    primitive = Functional(module, batching(min(training.batch, len(store))))
-    tester = Functional(module, batching(_BLOCK))
+    trainer = make_primitive(module, batching(min(training.batch, len(store))))
+    tester = make_primitive(module, batching(_BLOCK))
     weights = initial_weights(
         module, distribution, seed=seed, step=0, students=students, purpose=Purpose.FEATURE_WEIGHTS
     ).to(dtype)
@@ -120,7 +121,7 @@ def train_feature_networks(
             rate = training.rate(epoch)
             one = replace(training, epochs=1, learning_rate=rate, schedule="constant", restart=False)
             weights, buffers = train_students(
-                primitive,
+                trainer,
                 weights,
                 buffers,
                 store_fetch(store, dtype),

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastdistill.config import RunConfig
 from fastdistill.data.store import ImageStore
-from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.evaluation.replay import Replay
 from fastdistill.loop.decoded import Shown
 from fastdistill.loop.opened_experts import open_experts
@@ -83,7 +83,7 @@ def labels_of(
     block = min(images.shape[:3].numel(), _BLOCK)
     batching = choose_batching(forward_cost(module, train.shape), images.device, students=1, groups=1, images=block)
     experts = open_experts(config, train) if experts is None else experts
-    return trajectory.final_labels(method, Functional(module, batching), experts, images)
+    return trajectory.final_labels(method, make_primitive(module, batching), experts, images)
 
 
 def as_distilled(

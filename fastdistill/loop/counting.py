@@ -16,7 +16,7 @@ from fastdistill.config import RunConfig
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.layout import Layout
 from fastdistill.derivatives.memory import Footprint, Ledger
-from fastdistill.derivatives.sketch import Sketch
+from fastdistill.derivatives.primitive import make_sketch
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import Method, State, outer_step
 from fastdistill.loop.setup import beside_images, generator_of, make_method
@@ -226,7 +226,7 @@ def _method(config: RunConfig, plan: Plan, sizes: Sizes, ledger: Ledger, further
         replace(config, student=fresh),
         plan,
         Unseen.of(config, sizes, kept),
-        Functional if whole else lambda module, batching: Sketch(module, batching, ledger),
+        Functional if whole else lambda module, batching: make_sketch(module, batching, ledger),
         experts=_UnseenExperts.of(config, sizes, further) if isinstance(config.method, TrajectoryConfig) else None,
     )
 

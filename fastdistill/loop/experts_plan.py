@@ -12,7 +12,7 @@ from torch import Tensor
 from fastdistill.config import RunConfig
 from fastdistill.derivatives.memory import Footprint, Ledger
 from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
-from fastdistill.derivatives.sketch import Sketch
+from fastdistill.derivatives.primitive import make_sketch
 from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.loop.environment import memory_limit, release_freed_memory, resident_memory
@@ -168,7 +168,7 @@ def _footprint(config: ExpertsConfig, plan: ExpertsPlan, sizes: Sizes) -> Footpr
         train,
         plan.training,
         plan.testing,
-        primitive=lambda module, batching: Sketch(module, batching, ledger),
+        primitive=lambda module, batching: make_sketch(module, batching, ledger),
         fetch=some,
     )
     with ledger:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastdistill.augmentation import dsa
 from fastdistill.data.store import ImageStore
-from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import Batching
+from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.evaluation.protocols import DIGITS
@@ -78,7 +78,7 @@ class Trainer:
         testing: Batching,
         *,
         dtype: torch.dtype = torch.float32,
-        primitive: Primitive = Functional,
+        primitive: Primitive = make_primitive,
         fetch: Fetch | None = None,
     ) -> None:
         self.module = expert_module(config, train.shape, train.num_classes)

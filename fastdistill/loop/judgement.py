@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdistill.config import RunConfig
 from fastdistill.derivatives.memory import Footprint, Ledger, trace
 from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.derivatives.primitive import make_sketch
 from fastdistill.derivatives.sketch import Sketch
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.evaluate import store_fetch
@@ -81,7 +82,7 @@ def _judged(
 
     def sketch(images: int) -> Sketch:
         batching = choose_batching(cost, torch.device(plan.device), students=students, groups=1, images=images)
-        return Sketch(module, batching, ledger)
+        return make_sketch(module, batching, ledger)
 
     fetched = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,14 @@ from fastdistill.derivatives.plan import Batching, Path, choose_batching, forwar
 from fastdistill.loop.environment import memory_limit
 from fastdistill.loop.memory import step_forecast
 from fastdistill.loop.sizes import Sizes
-from fastdistill.method_configs import DistributionConfig, ImplicitConfig, TrajectoryConfig, UnrolledConfig
+from fastdistill.method_configs import (
+    DistributionConfig,
+    ImplicitConfig,
+    MatchingConfig,
+    MethodConfig,
+    TrajectoryConfig,
+    UnrolledConfig,
+)
 from fastdistill.students.ensemble import student_module
 
 # Of all memory the machine has, not of what happens to be free: two processes with one configuration plan alike, and
@@ -115,18 +122,32 @@ def _of_chunk(
     config: RunConfig, device: torch.device, chunk: int, shape: tuple[int, int, int], num_classes: int
 ) -> Plan:
     cost = forward_cost(student_module(config.student, shape, num_classes), shape)
+    if outside_the_dual_program(config.method):
+        cost = replace(cost, unsupported=outside_the_dual_program(config.method))
     images, students = _images(config, num_classes), config.students * config.runs
+    frozen = isinstance(config.method, MatchingConfig)  # while gradients are matched
     return Plan(
         device=device.type,
         dtype=config.dtype,
         threads=config.threads or torch.get_num_threads(),
         chunk=chunk,
-        real=choose_batching(cost, device, students=chunk, groups=images.groups, images=images.real),
-        synthetic=choose_batching(cost, device, students=chunk, groups=images.groups, images=images.synthetic),
+        real=choose_batching(cost, device, students=chunk, groups=images.groups, images=images.real, frozen=frozen),
+        synthetic=choose_batching(
+            cost, device, students=chunk, groups=images.groups, images=images.synthetic, frozen=frozen
+        ),
         training=choose_batching(cost, device, students=students, groups=1, images=images.training),
         tf32=torch.backends.cudnn.allow_tf32,
         torch_version=torch.__version__,
     )
+
+
+def outside_the_dual_program(method: MethodConfig) -> str:
+    """Why a method differentiates students by ``torch.func`` whatever they are made of; empty where it does not."""
+    if isinstance(method, DistributionConfig):
+        return "distribution matching has no second-order pass"
+    if isinstance(method, ImplicitConfig) and method.curvature == "gauss_newton":
+        return "the Gauss-Newton product differentiates logits"
+    return ""
 
 
 class _Images(NamedTuple):

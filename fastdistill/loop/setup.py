@@ -20,6 +20,7 @@ from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.embedding import Embedding
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import Batching
+from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.draws import Purpose
 from fastdistill.loop.decoded import Decoded
 from fastdistill.loop.descents import make_descent
@@ -93,7 +94,7 @@ def make_method(
     config: RunConfig,
     plan: Plan,
     train: ImageStore,
-    primitive: Primitive = Functional,
+    primitive: Primitive = make_primitive,
     *,
     experts: trajectory.Experts | None = None,
 ) -> Method:

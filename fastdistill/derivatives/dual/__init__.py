@@ -1,0 +1,1 @@
+"""The primitive as an explicit program of dual layers, for students made of known layers."""

@@ -1,0 +1,171 @@
+"""The primitive by dual layers: for students that `graph.read` can read, the same interface as `Functional`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fastdistill.derivatives.dual.program import Program
+from fastdistill.derivatives.functional import WANTED, Functional, Gradients, Products
+from fastdistill.derivatives.plan import Batching
+
+
+class Piece(NamedTuple):
+    """Students, groups and images that are run together, and the images' share of their pair's."""
+
+    students: slice
+    groups: slice
+    images: slice
+    share: float
+
+    @property
+    def pairs(self) -> tuple[slice, slice]:
+        """Where its (student, group) pairs are."""
+        return self.students, self.groups
+
+    @property
+    def size(self) -> tuple[int, int, int, bool]:
+        """Students, groups and images, and whether these are the first of their pairs."""
+        spans = (self.students, self.groups, self.images)
+        students, groups, images = (span.stop - span.start for span in spans)
+        return students, groups, images, not self.images.start
+
+
+class Dual(Functional):
+    """The primitive for one architecture made of known layers, under one batching.
+
+    Passes in train mode of students with buffers, whose statistics are the batch's, are `Functional`'s.
+
+    Args:
+        module: as for `Functional`.
+        batching: students, groups and images of a pair that are run together.
+
+    Raises:
+        Unsupported: for a student with a part that there is no layer for.
+    """
+
+    def __init__(self, module: nn.Module, batching: Batching) -> None:
+        super().__init__(module, batching)
+        self._program = Program(module)
+
+    def logits(self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Logits ``[S, n, C]`` in eval mode of images ``[S, n, D, H, W]`` or, shared, ``[n, D, H, W]``."""
+        parameters, paired = self.layout.views(weights), images[None, None] if images.ndim == 4 else images[:, None]
+        rows: list[list[Tensor]] = []
+        for piece in self._pieces(weights.shape[0], 1, images.shape[-4]):
+            own, state = _some(parameters, piece.students), _some(buffers, piece.students)
+            if not piece.images.start:
+                rows.append([])
+            rows[-1].append(self._program.logits(own, state, _of(paired, piece))[:, 0])
+        return torch.cat([torch.cat(row, dim=1) for row in rows])
+
+    def value_and_gradient(
+        self,
+        weights: Tensor,
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        *,
+        training: bool = False,
+        of_buffers: bool = False,
+    ) -> Gradients:
+        """Loss and gradient of every (student, group) pair; see `Functional.value_and_gradient`."""
+        if of_buffers or (training and buffers):
+            return super().value_and_gradient(
+                weights, buffers, images, labels, training=training, of_buffers=of_buffers
+            )
+        self._check(weights, images, labels)
+        parameters, (images, labels) = self.layout.views(weights), _paired(images, labels)
+        students, groups, count = weights.shape[0], images.shape[1], images.shape[2]
+        gradient, loss = weights.new_zeros(students, groups, self.layout.size), weights.new_zeros(students, groups)
+        views = self.layout.views(gradient)
+        for piece in self._pieces(students, groups, count):
+            own, state = _some(parameters, piece.students), _some(buffers, piece.students)
+            value, slopes = self._program.gradient(own, state, _of(images, piece), _of(labels, piece), piece.share)
+            _put(loss, piece, value)
+            for name, slope in slopes.items():
+                _put(views[name], piece, slope)
+        return Gradients(loss=loss, gradient=gradient, buffers=dict(buffers))
+
+    def products(
+        self,
+        weights: Tensor,
+        buffers: Mapping[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        vector: Tensor,
+        *,
+        wanted: tuple[str, ...] = WANTED,
+        training: bool = False,
+    ) -> Products:
+        """Second-order products of every (student, group) pair along ``vector``; see `Functional.products`."""
+        if training and buffers:
+            return super().products(weights, buffers, images, labels, vector, wanted=wanted, training=training)
+        names = self._wanted(weights, images, labels, vector, wanted)
+        parameters, (images, labels) = self.layout.views(weights), _paired(images, labels)
+        students, groups, count = weights.shape[0], images.shape[1], images.shape[2]
+        product = weights.new_zeros(students, groups, self.layout.size) if "weights" in names else None
+        of_images = weights.new_empty(students, groups, *images.shape[2:]) if "images" in names else None
+        of_labels = weights.new_empty(students, groups, *labels.shape[2:]) if "labels" in names else None
+        loss_tangent = weights.new_zeros(students, groups)
+        along, views = self.layout.views(vector), {} if product is None else self.layout.views(product)
+        for piece in self._pieces(students, groups, count):
+            found = self._program.product(
+                _some(parameters, piece.students),
+                {name: tensor[piece.pairs] for name, tensor in along.items()},
+                _some(buffers, piece.students),
+                _of(images, piece),
+                _of(labels, piece),
+                piece.share,
+                of_weights=product is not None,
+                of_images=of_images is not None,
+            )
+            _put(loss_tangent, piece, found.loss_tangent)
+            for name, slope in found.weights.items():
+                _put(views[name], piece, slope)
+            for whole, part in ((of_images, found.images), (of_labels, found.labels)):
+                if whole is not None and part is not None:
+                    whole[(*piece.pairs, piece.images)] = part
+        return Products(loss_tangent=loss_tangent, weights=product, images=of_images, labels=of_labels)
+
+    def _pieces(self, students: int, groups: int, count: int) -> Iterator[Piece]:
+        """All pairs and images, those of a pair in order."""
+        batching = self.batching
+        for student in range(0, students, batching.students):
+            for group in range(0, groups, batching.groups):
+                for image in range(0, max(count, 1), batching.piece):
+                    images = slice(image, min(image + batching.piece, count))
+                    yield Piece(
+                        slice(student, min(student + batching.students, students)),
+                        slice(group, min(group + batching.groups, groups)),
+                        images,
+                        (images.stop - images.start) / max(count, 1),
+                    )
+
+
+def _paired(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with axes of students and groups, of 1 where students share them."""
+    axes = 4 if labels.is_floating_point() else 3
+    return images if images.ndim == 6 else images[None], labels if labels.ndim == axes else labels[None]
+
+
+def _of(tensor: Tensor, piece: Piece) -> Tensor:
+    """A piece of images or labels ``[S or 1, G or 1, n, ...]``."""
+    some = tensor if tensor.shape[0] == 1 else tensor[piece.students]
+    return (some if some.shape[1] == 1 else some[:, piece.groups])[:, :, piece.images]
+
+
+def _some(tensors: Mapping[str, Tensor], students: slice) -> dict[str, Tensor]:
+    return {name: tensor[students] for name, tensor in tensors.items()}
+
+
+def _put(whole: Tensor, piece: Piece, part: Tensor) -> None:
+    """Adds a piece's share, or begins with it."""
+    target = whole[piece.pairs]
+    if piece.images.start:
+        target.add_(part)
+    else:
+        target.copy_(part)

@@ -1,0 +1,126 @@
+"""Layers of matrix products: convolution and linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+import fastdistill_kernels as kernels
+from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted, given, pair
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A square convolution.
+
+    Attributes:
+        weights: names of weight and, if there is one, bias.
+        channels: of the images.
+        kernel: its side.
+        stride: of the kernel.
+        padding: zeros on each side.
+        precision: of float32 products on a device.
+    """
+
+    weights: tuple[str, ...]
+    channels: int
+    kernel: int
+    stride: int
+    padding: int
+    precision: str = "ieee"
+    buffers: tuple[str, ...] = ()
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "precision": self.precision}
+
+    def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
+        """Output and what is kept."""
+        return kernels.convolution(xs[0], *pair(own), **self._settings), xs
+
+    def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
+        """Cotangents of the inputs and gradients of the weights."""
+        (x,), settings = kept, self._settings
+        gx = kernels.convolution_input_gradient(gy, own[0], tuple(x.shape[4:]), **settings) if wanted.inputs else None
+        if not wanted.weights:
+            return (gx,), ()
+        found = kernels.convolution_weight_gradient(x, gy, own[0].shape[-1], bias=len(own) > 1, **settings)
+        return (gx,), given(*found)
+
+    def dual_forward(
+        self, own: Own, along: Own, xs: tuple[Tensor, ...], dxs: Cotangents
+    ) -> tuple[Tensor, Tensor | None, Kept]:
+        """Output, its tangent and what is kept."""
+        (weight, bias), (dweight, dbias) = pair(own), pair(along)
+        y, dy = kernels.dual_convolution(xs[0], dxs[0], weight, dweight, bias, dbias, **self._settings)
+        return y, dy, (xs[0], dxs[0])
+
+    def dual_backward(
+        self, own: Own, along: Own, kept: Kept, gy: Tensor, dgy: Tensor, wanted: Wanted
+    ) -> tuple[Cotangents, Cotangents, Own]:
+        """Cotangents of the inputs, their tangents, and tangents of the weights' gradients."""
+        (x, dx), settings = kept, self._settings
+        gx = dgx = None
+        if wanted.inputs:
+            gx, dgx = kernels.dual_convolution_input_gradient(
+                gy, dgy, own[0], along[0], tuple(x.shape[4:]), value=wanted.values, **settings
+            )
+        if not wanted.weights:
+            return (gx,), (dgx,), ()
+        _, dgw, _, dgb = kernels.dual_convolution_weight_gradient(
+            x, dx, gy, dgy, own[0].shape[-1], bias=len(own) > 1, value=False, **settings
+        )
+        return (gx,), (dgx,), given(dgw, dgb)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix and, if there is one, a bias, on vectors.
+
+    Attributes:
+        weights: their names.
+        precision: of float32 products on a device.
+    """
+
+    weights: tuple[str, ...]
+    precision: str = "ieee"
+    buffers: tuple[str, ...] = ()
+
+    def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
+        """Output and what is kept."""
+        return kernels.linear(xs[0], *pair(own), precision=self.precision), xs
+
+    def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
+        """Cotangents of the inputs and gradients of the weights."""
+        gx = kernels.linear_input_gradient(gy, own[0], precision=self.precision) if wanted.inputs else None
+        if not wanted.weights:
+            return (gx,), ()
+        found = kernels.linear_weight_gradient(kept[0], gy, bias=len(own) > 1, precision=self.precision)
+        return (gx,), given(*found)
+
+    def dual_forward(
+        self, own: Own, along: Own, xs: tuple[Tensor, ...], dxs: Cotangents
+    ) -> tuple[Tensor, Tensor | None, Kept]:
+        """Output, its tangent and what is kept."""
+        (weight, bias), (dweight, dbias) = pair(own), pair(along)
+        y, dy = kernels.dual_linear(xs[0], dxs[0], weight, dweight, bias, dbias, precision=self.precision)
+        return y, dy, (xs[0], dxs[0])
+
+    def dual_backward(
+        self, own: Own, along: Own, kept: Kept, gy: Tensor, dgy: Tensor, wanted: Wanted
+    ) -> tuple[Cotangents, Cotangents, Own]:
+        """Cotangents of the inputs, their tangents, and tangents of the weights' gradients."""
+        gx = dgx = None
+        if wanted.inputs:
+            gx, dgx = kernels.dual_linear_input_gradient(
+                gy, dgy, own[0], along[0], precision=self.precision, value=wanted.values
+            )
+        if not wanted.weights:
+            return (gx,), (dgx,), ()
+        x, dx = kept
+        _, dgw, _, dgb = kernels.dual_linear_weight_gradient(
+            x, dx, gy, dgy, bias=len(own) > 1, precision=self.precision, value=False
+        )
+        return (gx,), (dgx,), given(dgw, dgb)

@@ -1,0 +1,175 @@
+"""A student as a program of dual layers: loss, gradient and second-order products without any autograd.
+
+A program is run on one piece of images of some students and groups. What is not asked for is not computed: weight
+gradients in a pass that wants ``K v`` alone, values of cotangents below which no weight lies, the cotangent of images
+nobody asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fastdistill.derivatives.dual.graph import Step, read
+from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted
+from fastdistill_kernels import dual_softmax_xent, softmax_xent
+
+Named = Mapping[str, Tensor]
+
+
+class Product(NamedTuple):
+    """Of one piece: the loss's tangent, and what was wanted of ``H v`` by name, ``K v`` and ``k v``."""
+
+    loss_tangent: Tensor
+    weights: dict[str, Tensor]
+    images: Tensor | None
+    labels: Tensor | None
+
+
+class Program:
+    """The steps of a student, and which of their values move with its weights.
+
+    Args:
+        module: the student, in whatever mode; frozen statistics are used.
+        precision: of float32 products on a device, ``ieee`` or ``tf32``.
+        first_block: compute a first convolution of few channels together with what follows it.
+
+    Raises:
+        Unsupported: for a student with a part that there is no layer for.
+    """
+
+    def __init__(self, module: nn.Module, *, precision: str = "ieee", first_block: bool = False) -> None:
+        self.steps: list[Step] = read(module, precision=precision, first_block=first_block)
+        self._moving = [False] * (self.steps[-1].output + 1)
+        for step in self.steps:
+            self._moving[step.output] = bool(step.layer.weights) or any(self._moving[i] for i in step.inputs)
+
+    def logits(self, weights: Named, buffers: Named, images: Tensor) -> Tensor:
+        """Logits ``[S, G, n, C]`` of images ``[S, G, n, D, H, W]``, whose S or G may be 1."""
+        return self._forward(weights, buffers, images)[0]
+
+    def gradient(
+        self, weights: Named, buffers: Named, images: Tensor, labels: Tensor, share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss ``[S, G]`` and its gradient by name ``[S, G, ...]``.
+
+        Args:
+            weights: name to ``[S, ...]``.
+            buffers: name to ``[S, ...]``.
+            images: ``[S, G, n, D, H, W]``; S or G may be 1.
+            labels: classes ``[S, G, n]`` or rows ``[S, G, n, C]``; S or G may be 1.
+            share: of this piece in the mean over images.
+        """
+        logits, kept = self._forward(weights, buffers, images)
+        loss, above = softmax_xent(logits, labels)
+        cotangents: dict[int, Tensor] = {self.steps[-1].output: above.mul_(share)}
+        found: dict[str, Tensor] = {}
+        for step in reversed(self.steps):
+            if not self._moving[step.output]:
+                continue
+            wanted = Wanted(weights=True, inputs=any(self._moving[i] for i in step.inputs))
+            below, slopes = step.layer.backward(
+                _own(step, weights, buffers), kept.pop(), cotangents.pop(step.output), wanted
+            )
+            found.update(zip(step.layer.weights, slopes, strict=True))
+            self._collect(cotangents, step, below)
+        return loss.mul_(share), found
+
+    def product(
+        self,
+        weights: Named,
+        along: Named,
+        buffers: Named,
+        images: Tensor,
+        labels: Tensor,
+        share: float,
+        *,
+        of_weights: bool,
+        of_images: bool,
+    ) -> Product:
+        """Second-order products along a tangent of the weights.
+
+        Args:
+            weights: name to ``[S, ...]``.
+            along: ``v``, name to ``[S, G, ...]``.
+            buffers: name to ``[S, ...]``.
+            images: as `gradient` takes them.
+            labels: the same; ``k v`` comes with rows.
+            share: the same.
+            of_weights: whether ``H v`` is wanted.
+            of_images: whether ``K v`` is.
+        """
+        values: dict[int, Tensor] = {0: images}
+        tangents: dict[int, Tensor | None] = {0: None}
+        kept: list[Kept] = []
+        for step in self.steps:
+            own, xs = _own(step, weights, buffers), tuple(values[i] for i in step.inputs)
+            if self._moving[step.output]:
+                dxs = tuple(tangents[i] for i in step.inputs)
+                y, dy, some = step.layer.dual_forward(own, _along(step, along), xs, dxs)
+            else:
+                (y, some), dy = step.layer.forward(own, *xs), None
+            values[step.output], tangents[step.output] = y, dy
+            kept.append(some)
+        last = self.steps[-1].output
+        dlogits = tangents[last]
+        assert dlogits is not None
+        _, loss_tangent, above, dabove, of_labels = dual_softmax_xent(values[last], dlogits, labels)
+        values.clear()
+        tangents.clear()
+        found: dict[str, Tensor] = {}
+        cotangents, dcotangents = {last: above.mul_(share)}, {last: dabove.mul_(share)}
+        for step in reversed(self.steps) if of_weights or of_images else ():
+            own, some, dgy = _own(step, weights, buffers), kept.pop(), dcotangents.pop(step.output, None)
+            if dgy is None:
+                continue
+            inputs = [of_images or self._moving[i] for i in step.inputs]
+            if not self._moving[step.output]:
+                below, _ = step.layer.backward(own, some, dgy, Wanted(weights=False, inputs=any(inputs)))
+                self._collect(dcotangents, step, below, inputs)
+                continue
+            wanted = Wanted(of_weights, any(inputs), values=any(self._moving[i] for i in step.inputs))
+            gy = cotangents.pop(step.output)
+            below, dbelow, slopes = step.layer.dual_backward(own, _along(step, along), some, gy, dgy, wanted)
+            found.update(zip(step.layer.weights, slopes, strict=True) if of_weights else ())
+            self._collect(cotangents, step, below)
+            self._collect(dcotangents, step, dbelow, inputs)
+        return Product(
+            loss_tangent=loss_tangent.mul_(share),
+            weights=found,
+            images=dcotangents.get(0),
+            labels=None if of_labels is None else of_labels.mul_(share),
+        )
+
+    def _forward(self, weights: Named, buffers: Named, images: Tensor) -> tuple[Tensor, list[Kept]]:
+        values: dict[int, Tensor] = {0: images}
+        kept: list[Kept] = []
+        for step in self.steps:
+            inputs = (values[i] for i in step.inputs)
+            values[step.output], some = step.layer.forward(_own(step, weights, buffers), *inputs)
+            kept.append(some)
+        return values[self.steps[-1].output], kept
+
+    def _collect(
+        self,
+        cotangents: dict[int, Tensor],
+        step: Step,
+        below: Cotangents,
+        wanted: list[bool] | None = None,
+    ) -> None:
+        """Adds a layer's cotangents to those of the values it read, where these go on."""
+        wanted = [self._moving[i] for i in step.inputs] if wanted is None else wanted
+        for number, cotangent, goes_on in zip(step.inputs, below, wanted, strict=True):
+            if goes_on and cotangent is not None:
+                cotangents[number] = cotangents[number] + cotangent if number in cotangents else cotangent
+
+
+def _own(step: Step, weights: Named, buffers: Named) -> Own:
+    layer = step.layer
+    return (*(weights[name] for name in layer.weights), *(buffers[name] for name in layer.buffers))
+
+
+def _along(step: Step, along: Named) -> Own:
+    return tuple(along[name] for name in step.layer.weights)
