@@ -14,6 +14,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 def refuse_derivatives(operator: str, *tensors: Tensor | None) -> None:
     """Refuses tensors whose derivative an operator would drop: dual, recorded by autograd, or inside a transform.
 
+    The operator refuses these too, whoever calls it (`fastdistill_kernels.operators.register`). Public functions ask
+    before, because inside of vmap a tensor's shape lacks an axis, which would be complained of instead; and because
+    while Dynamo traces them, a refusal here comes out as it is, one of the operator wrapped in errors of torch.
+
     Args:
         operator: the caller's name.
         tensors: its arguments; None is passed over.
@@ -23,7 +27,7 @@ def refuse_derivatives(operator: str, *tensors: Tensor | None) -> None:
     """
     for tensor in tensors:
         for level in () if tensor is None else _levels(operator, tensor):
-            _refuse(operator, level)
+            refuse_derivative(operator, level)
 
 
 def _levels(operator: str, tensor: Tensor) -> Iterator[Tensor]:
@@ -40,7 +44,16 @@ def _levels(operator: str, tensor: Tensor) -> Iterator[Tensor]:
         yield tensor
 
 
-def _refuse(operator: str, tensor: Tensor) -> None:
+def refuse_derivative(operator: str, tensor: Tensor) -> None:
+    """Refuses a tensor that is dual or requires grad, as the innermost transform around it sees it.
+
+    Args:
+        operator: the caller's name.
+        tensor: its argument.
+
+    Raises:
+        TypeError: for either.
+    """
     if forward_ad.unpack_dual(tensor).tangent is not None:
         raise TypeError(
             f"{operator} expected a plain tensor, got a dual tensor, whose tangent it would drop: hand value and "

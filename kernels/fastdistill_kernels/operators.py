@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from fastdistill_kernels.checks import refuse_derivative
+
 _LIBRARY = torch.library.Library("fastdistill", "DEF")
 Implementation = Callable[..., Any]
 _WITH_PRODUCTS = ("convolution", "linear", "first_block")  # these operators' names, whatever they go on with
@@ -25,8 +27,9 @@ def register(
 ) -> Callable[..., Any]:
     """Defines an operator in the namespace ``fastdistill`` and returns what calls it.
 
-    No autograd formula, and a batching rule that refuses: operators stand at the boundary of every transform, and their
-    public functions refuse what they would differentiate wrongly.
+    No autograd formula and no batching rule, but refusals in their places: operators stand at the boundary of every
+    transform. In autograd's place, because only torch's dispatcher sees every derivative: Python is not run again where
+    a compiled function is called, and while that is traced ``requires_grad`` reads False inside of ``torch.func.grad``.
 
     Args:
         schema: torch's, such as ``scale(Tensor x, float a) -> Tensor``; no result may be a view of an argument.
@@ -52,12 +55,20 @@ def register(
             "written out"
         )
 
+    def guard(*arguments: Any) -> Any:
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                refuse_derivative(name, argument)
+        with torch._C._AutoDispatchBelowAutograd():  # on to the device, or to the next transform
+            return operator(*arguments)
+
     def formula(*arguments: Any, out_shape: Any = None, **_: Any) -> int:
         return flops(*arguments)
 
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, reference, "CPU")
     _LIBRARY.impl(name, on_device, "CUDA")
+    _LIBRARY.impl(name, guard, "Autograd")
     torch.library.register_fake(f"fastdistill::{name}", fake, lib=_LIBRARY)
     torch.library.register_vmap(f"fastdistill::{name}", refuse, lib=_LIBRARY)
     packet = getattr(torch.ops.fastdistill, name)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastdistill_kernels as fk
@@ -85,6 +86,9 @@ def test_no_transform_gets_through():
     def distance(a, b):
         return fk.match(a, b, table, "ours")[0].sum()
 
+    def raw_distance(a, b):
+        return torch.ops.fastdistill.match(a, b, [0], [2], [3], "ours")[0].sum()
+
     def batched(a):
         return torch.func.vmap(distance)(a, a).sum()
 
@@ -97,7 +101,44 @@ def test_no_transform_gets_through():
     with pytest.raises(TypeError, match=r"inside of vmap|dual tensor|requires grad"):
         torch.func.jvp(along, (x,), (x,))
     with pytest.raises(TypeError, match="match has a students' axis of its own and no batching rule"):
-        torch.func.vmap(lambda a: torch.ops.fastdistill.match(a, a, [0], [2], [3], "ours")[0])(x)
+        torch.func.vmap(lambda a: raw_distance(a, a))(x)
+    # a compiled function's refusal comes inside of an error of torch's where the operator was run to find its shapes
+    for function in (distance, raw_distance):
+        compiled = torch.compile(lambda y, f=function: torch.func.grad(lambda z: f(x, z))(y), backend="aot_eager")
+        with pytest.raises((TypeError, RuntimeError), match="match expected a plain tensor, got one that requires"):
+            compiled(x)
+    leaf = x.clone().requires_grad_()
+    for function in (raw_distance, torch.compile(raw_distance, backend="aot_eager")):
+        with pytest.raises((TypeError, RuntimeError), match="match expected a plain tensor, got one that requires"):
+            function(leaf, x)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        for function in (raw_distance, *(torch.compile(f, backend="aot_eager") for f in (distance, raw_distance))):
+            function(x, x)  # what is compiled has been compiled for plain tensors, which look the same
+            with pytest.raises(TypeError, match="match expected a plain tensor, got a dual"):
+                function(dual, x)
+
+
+def test_what_records_no_derivative_or_has_none_gets_through():
+    table = fk.RowTable(((0, 2, 3),), 6)
+    x, y = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0))
+    value, cotangent = fk.match(x, y, table, "ours")
+
+    def weighted(z):
+        found, along = fk.match(z.detach(), y, table, "ours")
+        return found.sum() + (along * z).sum()
+
+    for function in (weighted, torch.compile(weighted, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        function(leaf).backward()
+        assert torch.equal(leaf.grad, cotangent)
+    slope = torch.func.grad(lambda z: (z * fk.match(x, y, table, "ours")[0]).sum())
+    for function in (slope, torch.compile(slope, fullgraph=True, backend="aot_eager")):
+        assert torch.equal(function(torch.ones(4)), value)
+    with torch.no_grad():
+        assert torch.equal(fk.match(leaf, y, table, "ours")[0], value)
+    with torch.inference_mode():
+        assert torch.equal(fk.match(x, y, table, "ours")[0], value)
 
 
 def test_an_empty_grid_is_not_launched():
