@@ -8,6 +8,7 @@ from fastdistill_kernels.gpu import inner_steps as gpu
 from fastdistill_kernels.reference import inner_steps as reference
 from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import LIMITS, error
+from tests.kernels.devices import on_kernel_device
 
 SHAPES = ((1, 1), (3, 1), (2, 0), (0, 5), (5, 37), (1, 1024), (3, 1025), (2, 3001))
 SETTINGS = {"beta2": 0.95, "epsilon": 1e-3, "decay": 0.05}
@@ -122,18 +123,21 @@ def check_kernel(name, students, size, device, **options):
     return found, truth, values
 
 
+@on_kernel_device
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", STEPS)
 def test_kernels_equal_the_reference(name, shape, device, poisoned):
     check_kernel(name, *shape, device)
 
 
+@on_kernel_device
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(name=st.sampled_from(STEPS), students=st.integers(1, 4), size=st.integers(1, 2500), decay=st.floats(0, 1))
-def test_kernels_equal_the_reference_at_any_size(name, students, size, decay):
-    check_kernel(name, students, size, torch.device("cpu"), decay=decay)
+def test_kernels_equal_the_reference_at_any_size(device, name, students, size, decay):
+    check_kernel(name, students, size, device, decay=decay)
 
 
+@on_kernel_device
 @pytest.mark.parametrize("number", [0, 1, 6, 1000, 10**6])
 def test_adams_corrections_keep_their_digits(number, device, poisoned):
     # where a beta is close to 1, 1 − βᵏ in float32 would lose three digits: the change itself must have them all
@@ -148,6 +152,7 @@ def test_adams_corrections_keep_their_digits(number, device, poisoned):
         assert error(found[student], truth[student]) <= LIMITS["float32"]
 
 
+@on_kernel_device
 def test_one_number_serves_all_students(device):
     values = list(arguments("adam_step", 3, 40, dtype=torch.float32, device=device))
     values[5] = torch.tensor(7, device=device).expand(3)
@@ -157,6 +162,7 @@ def test_one_number_serves_all_students(device):
         assert torch.equal(one, other)
 
 
+@on_kernel_device
 def test_other_strides_are_copied(device):
     weights, gradient, rate, decay = arguments("sgd_step", 3, 40, dtype=torch.float32, device=device)
     groups = gradient[:, None].expand(3, 2, 40).contiguous()

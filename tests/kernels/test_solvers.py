@@ -20,9 +20,10 @@ from fastdistill_kernels.solvers import (
 )
 from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import LIMITS, error
+from tests.kernels.devices import on_kernel_device
 
 # students, parameters: one, none, primes, around a block's and a piece's end
-SHAPES = [(1, 1), (3, 0), (0, 5), (2, 17), (1, 2048), (3, 2049), (2, 4096), (2, 4097), (5, 9973), (1, 70_001)]
+SHAPES = [(1, 1), (3, 0), (0, 5), (2, 17), (1, 1024), (3, 1025), (2, 4096), (2, 4097), (5, 9973), (1, 70_001)]
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -112,6 +113,7 @@ def check_kernel(name, shape, device):
         assert error(found.cpu(), expected) <= LIMITS["float32"]
 
 
+@on_kernel_device
 @pytest.mark.filterwarnings(
     "ignore:.*encountered:RuntimeWarning"
 )  # numpy's, of the interpreter: 0/0 without parameters
@@ -121,11 +123,12 @@ def test_kernels_equal_the_reference(name, shape, device, poisoned):
     check_kernel(name, shape, device)
 
 
+@on_kernel_device
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(name=st.sampled_from(sorted(MAKERS)), students=st.integers(0, 4), size=st.integers(0, 5000))
-def test_kernels_equal_the_reference_at_any_size(name, students, size):
-    check_kernel(name, (students, size), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+def test_kernels_equal_the_reference_at_any_size(device, name, students, size):
+    check_kernel(name, (students, size), device)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -137,6 +140,7 @@ def test_float32_references_are_as_exact(name):
         assert error(found, expected) <= LIMITS["float32"]
 
 
+@on_kernel_device
 @pytest.mark.parametrize("name", MAKERS)
 @pytest.mark.parametrize("implementation", [reference, gpu], ids=["reference", "kernel"])
 def test_a_student_has_the_same_bits_alone(name, implementation, device):
@@ -163,6 +167,7 @@ def test_pieces_do_not_change_bits(monkeypatch):
                 assert torch.equal(found, expected)
 
 
+@on_kernel_device
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # numpy's, of the interpreter
 @pytest.mark.parametrize("implementation", [reference, gpu], ids=["reference", "kernel"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -212,6 +217,7 @@ SCALARS = {
 }
 
 
+@on_kernel_device
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")  # numpy's, of the interpreter
 @pytest.mark.parametrize("implementation", [reference, gpu], ids=["reference", "kernel"])
 def test_who_takes_a_step(implementation, device):
@@ -420,6 +426,7 @@ def test_float32_reaches_a_residual_as_small(name, steps):
     assert residuals[0] <= 1.5 * residuals[1]
 
 
+@on_kernel_device
 def test_float32_kernels_reach_a_residual_as_small(device):
     residuals = true_residuals("flat", 6, 12, gpu, device)
     assert residuals[0] <= 2 * residuals[1]

@@ -11,18 +11,17 @@ from torch import Tensor
 
 from fastdistill_kernels.gpu.inner_steps import (
     PARAMETERS,
-    blocks_of,
     example,
     fresh,
     launch,
     launched,
+    partials_of,
     place,
     power,
     unbias,
 )
 from fastdistill_kernels.gpu.launching import Capability, Launch
-
-_SUMS = 512  # partial sums that a step of the second launch adds up: those of half a million parameters
+from fastdistill_kernels.gpu.partial_sums import prepare_partial_sums, row_sum, tiling
 
 
 @triton.jit
@@ -98,7 +97,8 @@ def adam_adjoint_kernel(
     b_after = _completed(p_cotangent, p_product, p_extra, o, m)
     b_old = tl.load(p_first + o, mask=m, other=0.0)
     b_new = tl.load(p_new_first + o, mask=m, other=0.0)
-    spread = tl.sqrt(tl.load(p_new_second + o, mask=m, other=0.0))
+    # 1 beyond the end, where a root of 0 and an ε of 0 would make the sums 0/0
+    spread = tl.sqrt(tl.load(p_new_second + o, mask=m, other=1.0))
     b_gradient = (b_new - beta1 * b_old) / (1.0 - beta1)
     root = spread * per_root + epsilon
     change = b_new * per1 / root
@@ -120,50 +120,46 @@ def adam_adjoint_kernel(
 
 
 @triton.jit
-def _total(p_partial, student, blocks, SUMS: tl.constexpr):
-    """Sum of a row of ``partial [S, blocks]``."""
-    o_sum = tl.arange(0, SUMS)
-    b_total, begin = tl.zeros([SUMS], tl.float32), 0
-    while begin < blocks:
-        b_total += tl.load(p_partial + student * blocks + begin + o_sum, mask=begin + o_sum < blocks, other=0.0)
-        begin += SUMS
-    return tl.sum(b_total)
-
-
-@triton.jit
-def sums_kernel(
+def two_sums_kernel(
     p_rate_partial, p_momentum_partial, p_in_rate, p_in_momentum, p_rate, p_beta1, p_number, blocks, number_stride,
-    SUMS: tl.constexpr,
+    BLOCK: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """One student's derivatives; ``β₁`` acts through Adam's correction ``1 − β₁ᵏ`` as well."""
+    """One student's two derivatives; ``β₁`` acts through Adam's correction ``1 − β₁ᵏ`` as well."""
     student = tl.program_id(0).to(tl.int64)
-    if p_in_rate is not None:
-        in_rate = _total(p_rate_partial, student, blocks, SUMS)
-        tl.store(p_in_rate + student, in_rate)
-    if p_in_momentum is not None:
-        in_momentum = _total(p_momentum_partial, student, blocks, SUMS)
-        if p_number is not None:
-            rate, beta1 = tl.load(p_rate + student), tl.load(p_beta1 + student)
-            number = tl.load(p_number + student * number_stride)
-            in_unbias = ((number + 1) * power(beta1, number)).to(tl.float32)
-            in_momentum += rate * in_rate * in_unbias / unbias(1.0 - beta1, number + 1)
-        tl.store(p_in_momentum + student, in_momentum)
+    in_rate = row_sum(p_rate_partial, student, blocks, BLOCK, TILES)
+    in_momentum = row_sum(p_momentum_partial, student, blocks, BLOCK, TILES)
+    if p_number is not None:
+        rate, beta1 = tl.load(p_rate + student), tl.load(p_beta1 + student)
+        number = tl.load(p_number + student * number_stride)
+        in_unbias = ((number + 1) * power(beta1, number)).to(tl.float32)
+        in_momentum += rate * in_rate * in_unbias / unbias(1.0 - beta1, number + 1)
+    tl.store(p_in_rate + student, in_rate)
+    tl.store(p_in_momentum + student, in_momentum)
 
 
-def _sums(
-    students: int,
-    partials: tuple[Tensor | None, Tensor | None],
-    slopes: tuple[Tensor | None, Tensor | None],
-    blocks: int,
-    adam: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> list[Launch]:
-    """The launch that adds partial sums ``[S, blocks]`` up to derivatives ``[S]``; none where none is wanted."""
-    if all(slope is None for slope in slopes):
-        return []
-    rate, beta1, number = adam or (None, None, None)
+def _partial(like: Tensor, wanted: bool) -> Tensor | None:
+    """``[S, blocks]`` for every program's share of a derivative; None where it is not wanted."""
+    return partials_of(1, like)[0] if wanted else None
+
+
+def _slope(partial: Tensor | None) -> tuple[Tensor | None, list[Launch]]:
+    """The derivative ``[S]`` that shares add up to, and the launches that do it."""
+    return (None, []) if partial is None else prepare_partial_sums(partial)
+
+
+def _two_slopes(
+    in_rate: Tensor, in_momentum: Tensor, adam: tuple[Tensor, Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, list[Launch]]:
+    """Two derivatives ``[S]`` from their shares, and the launch that adds both up.
+
+    One launch, though `prepare_partial_sums` would take both as two rows of one tensor: results of an operator may not
+    share their memory.
+    """
+    (students, blocks), (rate, beta1, number) = in_rate.shape, adam or (None, None, None)
+    slopes = [torch.empty(students, dtype=torch.float32, device=in_rate.device) for _ in range(2)]
     arguments = {
-        "p_rate_partial": partials[0],
-        "p_momentum_partial": partials[1],
+        "p_rate_partial": in_rate,
+        "p_momentum_partial": in_momentum,
         "p_in_rate": slopes[0],
         "p_in_momentum": slopes[1],
         "p_rate": rate,
@@ -172,16 +168,8 @@ def _sums(
         "blocks": blocks,
         "number_stride": 0 if number is None else number.stride(0),
     }
-    return [Launch(kernel=sums_kernel, grid=students, arguments=arguments, constants={"SUMS": _SUMS}, warps=4)]
-
-
-def _room(cotangent: Tensor, rate: Tensor, wanted: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Partial sums of every program, and the derivatives ``[S]`` that they add up to."""
-    if not wanted:
-        return None, None
-    students, size = cotangent.shape
-    partial = torch.empty(students, blocks_of(size), dtype=torch.float32, device=rate.device)
-    return partial, fresh(rate)
+    launch_both = Launch(kernel=two_sums_kernel, grid=students, arguments=arguments, constants=tiling(blocks))
+    return slopes[0], slopes[1], [launch_both]
 
 
 def prepare_sgd_adjoint(
@@ -194,8 +182,8 @@ def prepare_sgd_adjoint(
     decay: float,
 ) -> tuple[Tensor, Tensor | None, list[Launch]]:
     """Cotangent of the weights, derivative of the rate, and the launches that fill them."""
-    before = fresh(cotangent)
-    partial, slope = _room(cotangent, rate, weights is not None or gradient is not None)
+    before, partial = fresh(cotangent), _partial(cotangent, weights is not None or gradient is not None)
+    slope, sums = _slope(partial)
     tensors = {
         "p_cotangent": cotangent,
         "p_product": product,
@@ -207,7 +195,6 @@ def prepare_sgd_adjoint(
         "p_partial": partial,
     }
     first = launch(sgd_adjoint_kernel, cotangent.shape, tensors, decay=decay)
-    sums = _sums(len(rate), (partial, None), (slope, None), blocks_of(cotangent.shape[1]))
     return before, slope, [first, *sums]
 
 
@@ -224,8 +211,14 @@ def prepare_momentum_adjoint(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, list[Launch]]:
     """Cotangents of weights and gradient, derivatives of rate and momentum, and the launches that fill them."""
     before, direction = fresh(cotangent), fresh(cotangent)
-    rate_partial, in_rate = _room(cotangent, rate, new_velocity is not None)
-    momentum_partial, in_momentum = _room(cotangent, rate, velocity is not None)
+    rate_partial, momentum_partial = (_partial(cotangent, x is not None) for x in (new_velocity, velocity))
+    in_rate: Tensor | None
+    in_momentum: Tensor | None
+    if rate_partial is not None and momentum_partial is not None:
+        in_rate, in_momentum, sums = _two_slopes(rate_partial, momentum_partial)
+    else:
+        (in_rate, first_sums), (in_momentum, second_sums) = _slope(rate_partial), _slope(momentum_partial)
+        sums = first_sums + second_sums
     tensors = {
         "p_cotangent": cotangent,
         "p_state_cotangent": state_cotangent,
@@ -241,8 +234,6 @@ def prepare_momentum_adjoint(
         "p_momentum_partial": momentum_partial,
     }
     first = launch(momentum_adjoint_kernel, cotangent.shape, tensors, decay=decay)
-    partials, slopes = (rate_partial, momentum_partial), (in_rate, in_momentum)
-    sums = _sums(len(rate), partials, slopes, blocks_of(cotangent.shape[1]))
     return before, direction, in_rate, in_momentum, [first, *sums]
 
 
@@ -259,11 +250,11 @@ def prepare_adam_adjoint(
     beta2: float,
     epsilon: float,
     decay: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, list[Launch]]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, list[Launch]]:
     """Cotangents of weights, gradient and state, derivatives of rate and ``β₁``, and the launches that fill them."""
     before, direction, state = fresh(cotangent), fresh(cotangent), fresh(new_moments)
-    rate_partial, in_rate = _room(cotangent, rate, True)
-    beta1_partial, in_beta1 = _room(cotangent, rate, True)
+    rate_partial, beta1_partial = (partials_of(1, cotangent)[0] for _ in range(2))
+    in_rate, in_beta1, sums = _two_slopes(rate_partial, beta1_partial, (rate, beta1, number))
     first_cotangent, second_cotangent = (None, None) if state_cotangent is None else state_cotangent.unbind()
     tensors = {
         "p_cotangent": cotangent,
@@ -286,8 +277,6 @@ def prepare_adam_adjoint(
     }
     scalars = {"number_stride": number.stride(0), "beta2": beta2, "share2": 1 - beta2, "epsilon": epsilon}
     first = launch(adam_adjoint_kernel, cotangent.shape, tensors, **scalars, decay=decay)
-    partials, slopes, blocks = (rate_partial, beta1_partial), (in_rate, in_beta1), blocks_of(cotangent.shape[1])
-    sums = _sums(len(rate), partials, slopes, blocks, (rate, beta1, number))
     return before, direction, state, in_rate, in_beta1, [first, *sums]
 
 

@@ -1,4 +1,7 @@
-"""Kernels of `fastdistill_kernels.inner_steps`: a program takes a block of one student's parameters."""
+"""Kernels of `fastdistill_kernels.inner_steps`: a program takes a block of one student's parameters.
+
+Their adjoints' kernels and the solvers' are cut and launched in the same way.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +103,13 @@ def fresh(like: Tensor) -> Tensor:
 
 
 def blocks_of(size: int) -> int:
-    """Programs of one student."""
-    return -(-size // BLOCK)
+    """Programs of one student: one even for ``P = 0``, whose sums are zero."""
+    return max(1, -(-size // BLOCK))
+
+
+def partials_of(count: int, like: Tensor) -> Tensor:
+    """``[count, S, blocks]`` for what every program over ``[S, P]`` leaves of some sums over ``P``."""
+    return torch.empty(count, like.shape[0], blocks_of(like.shape[1]), dtype=torch.float32, device=like.device)
 
 
 def launch(kernel: Any, shape: torch.Size, arguments: dict[str, Any], **scalars: float) -> Launch:
@@ -172,9 +180,12 @@ def prepare_adam_step(
 
 
 def launched(prepare: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """Prepares launches with contiguous arguments and runs them; results that are not wanted have no elements."""
+    """Prepares launches with contiguous arguments and runs them; results that are not wanted have no elements.
+
+    Steps' numbers, the only integers, stay as they are: kernels are told their stride, 0 where all students share one.
+    """
     contiguous = [
-        argument.contiguous() if isinstance(argument, Tensor) and argument.is_floating_point() else argument
+        argument.contiguous() if isinstance(argument, Tensor) and argument.dtype != torch.int64 else argument
         for argument in arguments
     ]
     *results, launches = prepare(*contiguous)

@@ -13,14 +13,26 @@ _LONGEST = 1024  # partial sums that one step of the loop takes: eight a thread
 
 
 @triton.jit
-def sum_kernel(p_partials, p_sums, count, BLOCK: tl.constexpr, TILES: tl.constexpr):
-    """One row's sum."""
-    row = tl.program_id(0).to(tl.int64)
+def row_sum(p_partials, row, count, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """Sum of one row of ``partials [rows, count]``."""
     total = tl.zeros([BLOCK], tl.float32)
     for tile in range(TILES):
         o = tile * BLOCK + tl.arange(0, BLOCK)
         total += tl.load(p_partials + row * count + o, mask=o < count, other=0.0)
-    tl.store(p_sums + row, tl.sum(total))
+    return tl.sum(total)
+
+
+@triton.jit
+def sum_kernel(p_partials, p_sums, count, BLOCK: tl.constexpr, TILES: tl.constexpr):
+    """One row's sum."""
+    row = tl.program_id(0).to(tl.int64)
+    tl.store(p_sums + row, row_sum(p_partials, row, count, BLOCK, TILES))
+
+
+def tiling(count: int) -> dict[str, int]:
+    """The constants of a `row_sum` over rows of ``count`` partial sums, at least one."""
+    block = min(power_of_two(count), _LONGEST)
+    return {"BLOCK": block, "TILES": triton.cdiv(count, block)}
 
 
 def prepare_partial_sums(partials: Tensor) -> tuple[Tensor, list[Launch]]:
@@ -36,11 +48,10 @@ def prepare_partial_sums(partials: Tensor) -> tuple[Tensor, list[Launch]]:
     if count == 1:
         return partials.squeeze(-1), []
     sums = torch.empty(partials.shape[:-1], dtype=partials.dtype, device=partials.device)
-    block = min(power_of_two(count), _LONGEST)
     launch = Launch(
         kernel=sum_kernel,
         grid=sums.numel(),
         arguments={"p_partials": partials, "p_sums": sums, "count": count},
-        constants={"BLOCK": block, "TILES": triton.cdiv(count, block)},
+        constants=tiling(count),
     )
     return sums, [launch]

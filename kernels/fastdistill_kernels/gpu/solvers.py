@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdistill_kernels.gpu.inner_steps import PARAMETERS, example, fresh, launch, launched, partials_of, place
 from fastdistill_kernels.gpu.launching import Capability, Launch
 from fastdistill_kernels.gpu.partial_sums import prepare_partial_sums
-
-# Eight numbers a thread and vector: two loads of sixteen bytes each, which with 3 to 4 vectors keeps enough in flight,
-# and partial sums of a thousandth of the traffic. Not yet measured on a device.
-_BLOCK, _WARPS = 2048, 8
-
-
-@triton.jit
-def _own(size, blocks, BLOCK: tl.constexpr):
-    """Student, block, offsets from the start of all vectors, and which of them are the student's."""
-    pid = tl.program_id(0).to(tl.int64)
-    student, block = pid // blocks, pid % blocks
-    o = block * BLOCK + tl.arange(0, BLOCK)
-    return student, block, student * size + o, o < size
 
 
 @triton.jit
@@ -32,7 +17,7 @@ def neumann_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of a term, and its part of two sums, to ``partials [2, S, blocks]``."""
-    student, block, o, m = _own(size, blocks, BLOCK)
+    student, o, m = place(size, blocks, BLOCK)
     alpha, alive = tl.load(p_alpha + student), tl.load(p_alive + student)
     b_term = tl.load(p_term + o, mask=m, other=0.0)
     b_total = tl.load(p_total + o, mask=m, other=0.0)
@@ -41,7 +26,7 @@ def neumann_kernel(
     # a choice, not a product with the mask: what is left out may be infinite
     tl.store(p_new_total + o, tl.where(alive, b_total + b_term, b_total), mask=m)
     tl.store(p_new_term + o, b_next, mask=m)
-    p_own = p_partials + student * blocks + block
+    p_own = p_partials + tl.program_id(0)
     tl.store(p_own, tl.sum(b_term * b_product))
     tl.store(p_own + students * blocks, tl.sum(b_next * b_next))
 
@@ -51,13 +36,13 @@ def dots_kernel(
     p_direction, p_product, p_residual, p_damping, p_partials, students, size, blocks, BLOCK: tl.constexpr
 ):  # fmt: skip
     """One block's part of four sums, to ``partials [4, S, blocks]``."""
-    student, block, o, m = _own(size, blocks, BLOCK)
+    student, o, m = place(size, blocks, BLOCK)
     damping = tl.load(p_damping + student)
     b_direction = tl.load(p_direction + o, mask=m, other=0.0)
     b_product = tl.load(p_product + o, mask=m, other=0.0)
     b_residual = tl.load(p_residual + o, mask=m, other=0.0)
     b_applied = b_product + damping * b_direction
-    p_own, step = p_partials + student * blocks + block, students * blocks
+    p_own, step = p_partials + tl.program_id(0), students * blocks
     tl.store(p_own, tl.sum(b_direction * b_applied))
     tl.store(p_own + step, tl.sum(b_applied * b_applied))
     tl.store(p_own + 2 * step, tl.sum(b_residual * b_applied))
@@ -89,12 +74,12 @@ def update_kernel(
     p_new_iterate, p_new_residual, p_new_direction, p_went, students, size, blocks, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of a step; every program finds the student's scalars for itself, the first one writes who went."""
-    student, block, o, m = _own(size, blocks, BLOCK)
+    student, o, m = place(size, blocks, BLOCK)
     damping, target, active = (
         tl.load(p_damping + student), tl.load(p_target + student), tl.load(p_active + student),
     )  # fmt: skip
     length, ratio, going = _step(p_sums, target, active, student, students)
-    tl.store(p_went + student, going, mask=block == 0)
+    tl.store(p_went + student, going, mask=tl.program_id(0) % blocks == 0)
     b_iterate = tl.load(p_iterate + o, mask=m)
     b_residual = tl.load(p_residual + o, mask=m)
     b_direction = tl.load(p_direction + o, mask=m)
@@ -105,43 +90,23 @@ def update_kernel(
     tl.store(p_new_direction + o, tl.where(going, b_rest + ratio * b_direction, b_direction), mask=m)
 
 
-def _blocks(size: int) -> int:
-    return max(1, -(-size // _BLOCK))  # one even for P = 0, whose sums are zero
-
-
-def _launch(kernel: Any, like: Tensor, **tensors: Tensor) -> Launch:
-    """A kernel over the blocks of vectors ``[S, P]``; its tensors by name, made contiguous."""
-    students, size = like.shape
-    extents = {"students": students, "size": size, "blocks": _blocks(size)}
-    return Launch(
-        kernel=kernel,
-        grid=students * _blocks(size),
-        arguments={f"p_{name}": tensor.contiguous() for name, tensor in tensors.items()} | extents,
-        constants={"BLOCK": _BLOCK},
-        warps=_WARPS,
-    )
-
-
-def _empty(like: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-
-def _partials(count: int, like: Tensor) -> Tensor:
-    return torch.empty(count, like.shape[0], _blocks(like.shape[1]), dtype=torch.float32, device=like.device)
-
-
 def prepare_neumann_update(
     term: Tensor, total: Tensor, product: Tensor, alpha: Tensor, alive: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, list[Launch]]:
     """Outputs of `neumann_update` and the launches that fill them."""
-    new_total, new_term, partials = _empty(total), _empty(term), _partials(2, term)
+    new_total, new_term, partials = fresh(total), fresh(term), partials_of(2, term)
     sums, second = prepare_partial_sums(partials)
-    first = _launch(
-        neumann_kernel,
-        term,
-        **{"term": term, "total": total, "product": product, "alpha": alpha, "alive": alive},
-        **{"new_total": new_total, "new_term": new_term, "partials": partials},
-    )
+    tensors = {
+        "p_term": term,
+        "p_total": total,
+        "p_product": product,
+        "p_alpha": alpha,
+        "p_alive": alive,
+        "p_new_total": new_total,
+        "p_new_term": new_term,
+        "p_partials": partials,
+    }
+    first = launch(neumann_kernel, term.shape, tensors, students=len(term))
     return new_total, new_term, sums, [first, *second]
 
 
@@ -149,13 +114,16 @@ def prepare_cg_dots(
     direction: Tensor, product: Tensor, residual: Tensor, damping: Tensor
 ) -> tuple[Tensor, list[Launch]]:
     """Output of `cg_dots` and the launches that fill it."""
-    partials = _partials(4, direction)
+    partials = partials_of(4, direction)
     sums, second = prepare_partial_sums(partials)
-    first = _launch(
-        dots_kernel,
-        direction,
-        **{"direction": direction, "product": product, "residual": residual, "damping": damping, "partials": partials},
-    )
+    tensors = {
+        "p_direction": direction,
+        "p_product": product,
+        "p_residual": residual,
+        "p_damping": damping,
+        "p_partials": partials,
+    }
+    first = launch(dots_kernel, direction.shape, tensors, students=len(direction))
     return sums, [first, *second]
 
 
@@ -170,50 +138,48 @@ def prepare_cg_update(
     active: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Launch]]:
     """Outputs of `cg_update` and the launch that fills them."""
-    new_iterate, new_residual, new_direction, went = (_empty(x) for x in (iterate, residual, direction, active))
-    launch = _launch(
-        update_kernel,
-        iterate,
-        **{"iterate": iterate, "residual": residual, "direction": direction, "product": product, "sums": sums},
-        **{"damping": damping, "target": target, "active": active},
-        **{"new_iterate": new_iterate, "new_residual": new_residual, "new_direction": new_direction, "went": went},
-    )
-    return new_iterate, new_residual, new_direction, went, [launch]
-
-
-def _run(prepared: tuple[Any, ...]) -> tuple[Any, ...]:
-    *outputs, launches = prepared
-    for launch in launches:
-        launch.run()
-    return tuple(outputs)
+    new_iterate, new_residual, new_direction, went = (fresh(x) for x in (iterate, residual, direction, active))
+    tensors = {
+        "p_iterate": iterate,
+        "p_residual": residual,
+        "p_direction": direction,
+        "p_product": product,
+        "p_sums": sums,
+        "p_damping": damping,
+        "p_target": target,
+        "p_active": active,
+        "p_new_iterate": new_iterate,
+        "p_new_residual": new_residual,
+        "p_new_direction": new_direction,
+        "p_went": went,
+    }
+    run = launch(update_kernel, iterate.shape, tensors, students=len(iterate))
+    return new_iterate, new_residual, new_direction, went, [run]
 
 
 def neumann_update(*arguments: Tensor) -> tuple[Tensor, ...]:
     """Launches what `fastdistill_kernels.reference.solvers.neumann_update` computes."""
-    return _run(prepare_neumann_update(*arguments))
+    return launched(prepare_neumann_update, arguments)
 
 
 def cg_dots(*arguments: Tensor) -> Tensor:
     """Launches what `fastdistill_kernels.reference.solvers.cg_dots` computes."""
-    sums: Tensor = _run(prepare_cg_dots(*arguments))[0]
-    return sums
+    return launched(prepare_cg_dots, arguments)[0]
 
 
 def cg_update(*arguments: Tensor) -> tuple[Tensor, ...]:
     """Launches what `fastdistill_kernels.reference.solvers.cg_update` computes."""
-    return _run(prepare_cg_update(*arguments))
+    return launched(prepare_cg_update, arguments)
 
 
 def variants(capability: Capability) -> dict[str, list[Launch]]:
     """Launches for sixteen ConvNet-3-128 on images of 32×32, and for extents of one, which the compiler takes out."""
     found = {}
-    for name, students, size in (("", 16, 320_032), ("/ones", 1, 1)):
-        vector = torch.empty(students, size, device="meta")
-        scalar, mask = (torch.empty(students, dtype=dtype, device="meta") for dtype in (torch.float32, torch.bool))
-        step = [*[vector] * 4, torch.empty(4, students, device="meta"), scalar, scalar, mask]
-        found[f"solvers/neumann_update{name}/float32"] = prepare_neumann_update(vector, vector, vector, scalar, mask)[
-            -1
-        ]
+    for name, students, size in (("", 16, PARAMETERS), ("/ones", 1, 1)):
+        vector, scalar, mask = example(students, size), example(students), example(students).bool()
+        step = [*[vector] * 4, example(4, students), scalar, scalar, mask]
+        neumann = prepare_neumann_update(vector, vector, vector, scalar, mask)
+        found[f"solvers/neumann_update{name}/float32"] = neumann[-1]
         found[f"solvers/cg_dots{name}/float32"] = prepare_cg_dots(vector, vector, vector, scalar)[-1]
         found[f"solvers/cg_update{name}/float32"] = prepare_cg_update(*step)[-1]
     return found

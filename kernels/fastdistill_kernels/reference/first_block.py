@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fastdistill_kernels.reference import activation as pointwise
+from fastdistill_kernels.reference.norm_act_pool import pool, spread
 
 # of one piece's convolution output: 16 images of a 128-channel ConvNet at 32x32, the size whose gradients were fastest
 PIECE_BYTES = 8 << 20
@@ -50,7 +51,7 @@ def first_block(
         z = functional.conv2d(images, own.weight, own.bias, padding=padding)
         if own.norm_weight is not None:
             z = torch.group_norm(z, z.shape[1], own.norm_weight, own.norm_bias, eps)
-        y[student, group, some] = _pool(pointwise.value(activation, z), pooling)[0]
+        y[student, group, some] = pool(pointwise.value(activation, z), None, pooling)[0]
     return y
 
 
@@ -76,7 +77,7 @@ def first_block_backward(
         own = _weights(student, None, weight, bias, norm_weight, norm_bias)
         z = functional.conv2d(images, own.weight, own.bias, padding=padding)
         u, zhat, r = _normalise(z, own, eps)
-        ga = _unpool(_wide(gy[student, group, some]), u, _places(u, activation, pooling), pooling)
+        ga, _ = spread(_wide(gy[student, group, some]), None, u, activation, pooling)
         gz = gu = pointwise.sloped(activation, u, ga)
         if own.norm_weight is not None:
             along, total = _dot(gu, zhat), gu.sum((2, 3))
@@ -113,8 +114,10 @@ def dual_first_block(
         own = _weights(student, None, weight, bias, norm_weight, norm_bias)
         along = _weights(student, group, dweight, dbias, dnorm_weight, dnorm_bias)
         u, du, *_ = _dual_normalise(images, own, along, padding, eps)
-        y[student, group, some], place = _pool(pointwise.value(activation, u), pooling)
-        dy[student, group, some] = _pool_tangent(pointwise.sloped(activation, u, du), place, pooling)
+        a, da = pointwise.value(activation, u), pointwise.sloped(activation, u, du)
+        y[student, group, some], tangent = pool(a, da, pooling)
+        assert tangent is not None
+        dy[student, group, some] = tangent
     return y, dy
 
 
@@ -148,8 +151,9 @@ def dual_first_block_backward(
         own = _weights(student, None, weight, bias, norm_weight, norm_bias)
         along = _weights(student, group, dweight, dbias, dnorm_weight, dnorm_bias)
         u, du, zhat, dzhat, r, pull = _dual_normalise(images, own, along, padding, eps)
-        place = _places(u, activation, pooling)
-        ga, dga = (_unpool(_wide(one[student, group, some]), u, place, pooling) for one in (gy, dgy))
+        cotangent, tangent = (_wide(one[student, group, some]) for one in (gy, dgy))
+        ga, dga = spread(cotangent, tangent, u, activation, pooling)
+        assert dga is not None
         gu, dgu = (pointwise.sloped(activation, u, one) for one in (ga, dga))
         if activation in pointwise.CURVED:
             dgu += ga * pointwise.curvature(activation, u).mul_(du)
@@ -312,49 +316,3 @@ def _mean(sums: Tensor, like: Tensor) -> Tensor:
 def _less(g: Tensor, total: Tensor, zhat: Tensor, along: Tensor) -> Tensor:
     """``g − mean g − ẑ·mean(g·ẑ)`` from sums over pixels: what normalising leaves of a gradient."""
     return (g - _mean(total, g)).addcmul_(zhat, _mean(along, g), value=-1)
-
-
-def _pool(a: Tensor, pooling: str) -> tuple[Tensor, Tensor | None]:
-    """The pooled activation and, of max pooling, where each came from."""
-    if pooling == "none":
-        return a, None
-    if pooling == "avg":  # torch's own is several times slower on a CPU than sums of views
-        first, *others = _corners(a)
-        total = first + others[0]
-        for corner in others[1:]:
-            total += corner
-        return total.mul_(0.25), None
-    y, place = functional.max_pool2d(a, 2, return_indices=True)
-    return y, place
-
-
-def _places(u: Tensor, activation: str, pooling: str) -> Tensor | None:
-    """Where maxima come from."""
-    return _pool(pointwise.value(activation, u), pooling)[1] if pooling == "max" else None
-
-
-def _pool_tangent(da: Tensor, place: Tensor | None, pooling: str) -> Tensor:
-    if place is None:
-        return _pool(da, pooling)[0]
-    return da.flatten(2).gather(2, place.flatten(2)).view(place.shape)
-
-
-def _unpool(gy: Tensor, a: Tensor, place: Tensor | None, pooling: str) -> Tensor:
-    """A gradient of the activation from one of the pooled, zero for what windows leave over."""
-    if pooling == "none":
-        return gy
-    if place is not None:
-        ga = a.new_zeros(a.shape)
-        ga.flatten(2).scatter_(2, place.flatten(2), gy.flatten(2))
-        return ga
-    ga = a.new_zeros(a.shape) if a.shape[-2] % 2 or a.shape[-1] % 2 else torch.empty_like(a)
-    quarter = gy * 0.25
-    for corner in _corners(ga):
-        corner.copy_(quarter)
-    return ga
-
-
-def _corners(a: Tensor) -> list[Tensor]:
-    """The four elements of every whole window, as views ``[..., H/2, W/2]``."""
-    height, width = (extent // 2 * 2 for extent in a.shape[-2:])
-    return [a[..., row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]

@@ -1,6 +1,7 @@
 """Truth of `fastdistill_kernels.norm_act_pool`; the formulas are derived in ``kernels/README.md``.
 
-Images are worked on in pieces that stay in cache from the first pass over them to the last.
+Images are worked on in pieces that stay in cache from the first pass over them to the last. Pooling, here and in
+`fastdistill_kernels.reference.first_block`, takes ``[..., C, H, W]`` with any axes in front.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _PIXELS = (-2, -1)
 
 
 def channels_last(x: Tensor) -> bool:
-    """Whether ``x [S, G, n, C, H, W]`` keeps the channels of a pixel together in memory."""
-    return x.shape[3] > 1 and x.stride(3) == 1 and x.stride(5) == x.shape[3]
+    """Whether ``x [..., C, H, W]`` keeps the channels of a pixel together in memory."""
+    return x.shape[-3] > 1 and x.stride(-3) == 1 and x.stride(-1) == x.shape[-3]
 
 
 def pooled_size(x: Tensor, pooling: str) -> tuple[int, int]:
@@ -123,8 +124,8 @@ def normalised_tangent(centred: Tensor, xhat: Tensor, r: Tensor, dr: Tensor) -> 
 
 
 def _flat(x: Tensor) -> Tensor:
-    """Images ``[s·g·n, C, H, W]`` with the strides that torch expects of a layout, even along axes of size 1."""
-    flat = x.flatten(0, 2)
+    """Images ``[n, C, H, W]`` with the strides that torch expects of a layout, even along axes of size 1."""
+    flat = x.flatten(0, -4)
     if not channels_last(x):
         return flat.contiguous()
     behind = flat.permute(0, 2, 3, 1)
@@ -160,25 +161,26 @@ def _average(u: Tensor) -> Tensor:
 
 
 def _winners(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima ``[s·g·n, C, H/2, W/2]`` and where in the map they are."""
+    """Maxima ``[n, C, H/2, W/2]`` and where in the map they are."""
     best, places = torch.ops.aten.max_pool2d_with_indices(_flat(u), [2, 2])
     return best, places
 
 
-def _pool(u: Tensor, du: Tensor | None, pooling: str) -> tuple[Tensor, Tensor | None]:
+def pool(u: Tensor, du: Tensor | None, pooling: str) -> tuple[Tensor, Tensor | None]:
+    """Pools ``u`` and, with the same choices, a tangent of it where there is one."""
     if pooling == "none":
         return u, du
     if pooling == "avg":
         return _average(u), None if du is None else _average(du)
-    lead, (best, places) = u.shape[:3], _winners(u)
+    lead, (best, places) = u.shape[:-3], _winners(u)
     if du is None:
         return best.unflatten(0, lead), None
-    chosen = du.flatten(0, 2).flatten(-2).gather(-1, places.flatten(-2)).reshape(best.shape)
+    chosen = du.flatten(0, -4).flatten(-2).gather(-1, places.flatten(-2)).reshape(best.shape)
     return best.unflatten(0, lead), chosen.unflatten(0, lead)
 
 
 def spread(g: Tensor, dg: Tensor | None, z: Tensor, activation: str, pooling: str) -> tuple[Tensor, Tensor | None]:
-    """What pooling's backward makes of ``g [s, g, n, C, H/2, W/2]`` and, with the same choices, of ``dg``."""
+    """What pooling's backward makes of ``g [..., C, H/2, W/2]`` and, with the same choices, of ``dg``."""
     if pooling == "none":
         return g, dg
     if pooling == "avg":
@@ -189,7 +191,7 @@ def spread(g: Tensor, dg: Tensor | None, z: Tensor, activation: str, pooling: st
     def pull(cotangent: Tensor) -> Tensor:
         back = torch.ops.aten.max_pool2d_with_indices_backward
         flat: Tensor = back(_flat(cotangent), _flat(u), [2, 2], [2, 2], [0, 0], [1, 1], False, places)
-        images: Tensor = flat.unflatten(0, z.shape[:3])
+        images: Tensor = flat.unflatten(0, z.shape[:-3])
         return images
 
     return pull(g), None if dg is None else pull(dg)
@@ -221,7 +223,7 @@ def norm_act_pool(
         if groups:
             xhat, mean[at], rstd[at] = _normalised(xhat, groups, eps)
         u = value(activation, scaled(xhat, *affine.of(at, dtype)))
-        y[at] = _pool(u, None, pooling)[0]
+        y[at] = pool(u, None, pooling)[0]
     return y, mean, rstd
 
 
@@ -259,7 +261,7 @@ def dual_norm_act_pool(
         w, b = affine.of(at, dtype)
         z = scaled(xhat, w, b)
         dz = affine_tangent(xhat, dxhat, w, *tangent.of(at, dtype))
-        y[at], pooled = _pool(value(activation, z), sloped(activation, z, dz), pooling)
+        y[at], pooled = pool(value(activation, z), sloped(activation, z, dz), pooling)
         assert pooled is not None
         dy[at] = pooled
     return y, dy, mean, rstd, dmean, drstd
