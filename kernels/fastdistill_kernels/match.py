@@ -5,13 +5,18 @@ once and writes the cotangent: 3·S·G·P elements, one launch and a small sum o
 longer than ``LONGEST_ROW`` is read twice. ``cos`` needs the norms of the whole gradient first: two launches (three
 where there are very many programs), 5·S·G·P elements. Arithmetic per element of the table: 10 for the cosines, 4 for
 the others, far below what a byte of memory costs.
+
+Of nothing (no row, or no parameter) the distance is 0, and that of ``cos`` 1: what the formula gives two gradients of
+which one is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import prod
+from operator import index
 from typing import Any
 
 import torch
@@ -104,10 +109,38 @@ class RowTable:
             end = offset + rows * columns
         return tuple(found)
 
+    def programs_on(self, distance: str, device: torch.device) -> Tensor:
+        """`programs` as int64 ``[programs, 4]`` on a device, sent there once.
+
+        It is never freed, since a captured graph holds its address, and made outside of what is compiled, whose memory
+        is used again. A graph that is captured by hand must come after a first call, as for any kernel.
+        """
+        # index: Dynamo takes numbers that have changed for symbols, of which it could make nothing while it traces
+        segments = tuple(tuple(map(index, segment)) for segment in self.segments)
+        return _constant_programs(segments, index(self.size), distance, device)
+
+
+def _made_programs(segments: Any, size: int, distance: str, device: torch.device) -> Tensor:
+    programs = RowTable(segments, size).programs(distance)
+    with torch._C._DisableFuncTorch(), torch.inference_mode(False):  # whatever is around, a plain tensor
+        return torch.tensor(programs, dtype=torch.int64, device=device).view(-1, 4)
+
+
+_kept_programs = cache(_made_programs)
+
+
+def _programs(segments: Any, size: int, distance: str, device: torch.device) -> Tensor:
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return _made_programs(segments, size, distance, device)  # without values: of use to nobody else
+    return _kept_programs(segments, size, distance, device)
+
+
+_constant_programs: Callable[..., Tensor] = torch.compiler.assume_constant_result(_programs)
+
 
 def longest_program(columns: Sequence[int], distance: str) -> int:
     """Most elements of one program: the longest row's of ``ours``, a run's of the others."""
-    return max(*columns, _SHORTEST) if distance == "ours" else _RUN
+    return max([*columns, _SHORTEST]) if distance == "ours" else _RUN
 
 
 def _runs(offset: int, length: int, columns: int, alive: int, step: int) -> list[tuple[int, int, int, int]]:
@@ -122,18 +155,21 @@ def cost_match(pairs: int, size: int, itemsize: int, distance: str) -> Cost:
 
 
 def _fake(
-    a: Tensor, b: Tensor, offsets: Sequence[int], rows: Sequence[int], columns: Sequence[int], kind: str
+    a: Tensor, b: Tensor, programs: Any, offsets: Any, rows: Any, columns: Any, distance: str
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if a.dtype == torch.float64 else torch.float32
     return a.new_empty(a.shape[:-1], dtype=dtype), a.new_empty(a.shape)
 
 
-def _flops(a: Sequence[int], b: Sequence[int], offsets: Any, rows: Any, columns: Any, kind: str) -> int:
-    return cost_match(prod(a[:-1]), a[-1], 1, kind).flops
+def _flops(
+    a: Sequence[int], b: Sequence[int], programs: Any, offsets: Any, rows: Any, columns: Any, distance: str
+) -> int:
+    return cost_match(prod(a[:-1]), a[-1], 1, distance).flops
 
 
 _operator = register(
-    "match(Tensor a, Tensor b, int[] offsets, int[] rows, int[] columns, str distance) -> (Tensor, Tensor)",
+    "match(Tensor a, Tensor b, Tensor? programs, int[] offsets, int[] rows, int[] columns, str distance) "
+    "-> (Tensor, Tensor)",
     reference=reference.match,
     kernels="match",
     fake=_fake,
@@ -168,5 +204,7 @@ def match(a: Tensor, b: Tensor, table: RowTable, distance: str) -> tuple[Tensor,
             "table of the same student"
         )
     offsets, rows, columns = ([segment[axis] for segment in table.segments] for axis in range(3))
-    value, cotangent = _operator(a, b, offsets, rows, columns, distance)
+    # only kernels read the programs: elsewhere none are made, nor counted
+    programs = table.programs_on(distance, a.device) if a.is_cuda and a.dtype != torch.float64 else None
+    value, cotangent = _operator(a, b, programs, offsets, rows, columns, distance)
     return value, cotangent

@@ -1,9 +1,11 @@
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastdistill_kernels import DISTANCES, RowTable, match
+from fastdistill_kernels.gpu.launching import Launch
 from fastdistill_kernels.match import LONGEST_ROW, cost_match
 from tests.kernels.comparing import DTYPES, LIMITS, error
 
@@ -134,7 +136,12 @@ def launched(a, b, rows, distance):
     """The kernel's results, interpreted where there is no GPU."""
     from fastdistill_kernels.gpu import match as gpu
 
-    return gpu.match(a, b, *map(list, zip(*rows.segments, strict=True)), distance)
+    return gpu.match(a, b, rows.programs_on(distance, a.device), *axes(rows), distance)
+
+
+def axes(rows):
+    """Offsets, rows and columns of a table's segments."""
+    return [[segment[axis] for segment in rows.segments] for axis in range(3)]
 
 
 def check_kernel(rows, distance, lead, precision, device):
@@ -167,6 +174,10 @@ AWKWARD = {
     "no row alive": RowTable(((5, 0, 3),), 40),
     "long gap": RowTable(((0, 1, 3),), LONGEST_ROW // 2 + 7),
     "longer than the chip": RowTable(((1, 2, LONGEST_ROW + 5),), 2 * LONGEST_ROW + 16),
+    "no segment": RowTable((), 5),
+    "no column": RowTable(((0, 3, 0), (2, 0, 7)), 6),
+    "nothing": RowTable((), 0),
+    "nothing but rows": RowTable(((0, 3, 0),), 0),
 }
 
 
@@ -227,6 +238,96 @@ def test_every_element_belongs_to_exactly_one_program():
             assert seen.eq(1).all()
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("name", ["no segment", "no column", "nothing", "nothing but rows"])
+def test_the_distance_of_nothing(name, distance, device, poisoned):
+    rows = AWKWARD[name]
+    a = torch.ones(2, rows.size)
+    # a row of no columns counts as a dead one does
+    expected = {"cos": 1.0, "ours": sum(count for _, count, _ in rows.segments if count < 7)}.get(distance, 0.0)
+    for found in (match(a, a, rows, distance), launched(a.to(device), a.to(device), rows, distance)):
+        assert found[0].tolist() == [expected, expected]
+        assert found[1].shape == a.shape and found[1].eq(0).all()
+
+
+class Sums(TorchDispatchMode):
+    """Counts torch's sums."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket is torch.ops.aten.sum
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_one_launch_and_a_sum_or_two_for_the_global_cosine(distance, device, monkeypatch):
+    kernels, run = [], Launch.run
+
+    def noted(launch):
+        kernels.append(launch.kernel.fn.__name__)
+        run(launch)
+
+    monkeypatch.setattr(Launch, "run", noted)
+    a, b = (gradients(2, 3, seed=seed).float().to(device) for seed in (0, 1))
+    with Sums() as sums:
+        launched(a, b, table(distance), distance)
+    expected = ["sums_kernel", "cotangent_kernel"] if distance == "cos" else ["rows_kernel"]
+    assert kernels == expected and sums.count == (distance != "cos")
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_programs_are_sent_to_a_device_once_and_stay_there(distance, device):
+    rows, again = table(distance), table(distance)
+    programs = rows.programs_on(distance, device)
+    assert programs.tolist() == [list(program) for program in rows.programs(distance)]
+    address = programs.data_ptr()
+    del programs
+    assert rows.programs_on(distance, device).data_ptr() == again.programs_on(distance, device).data_ptr() == address
+    other = rows.programs_on("mse" if distance == "ours" else "ours", device)
+    assert other.data_ptr() != address
+
+
+def test_programs_are_plain_whatever_is_around_their_making():
+    def made(size):
+        return RowTable(((0, 2, 3),), size).programs_on("ours", torch.device("cpu"))
+
+    kept = []
+    torch.func.grad(lambda x: kept.append(made(6)) or x)(torch.ones(()))
+    torch.func.vmap(lambda x: kept.append(made(7)) or x)(torch.ones(2))
+    with torch.inference_mode():
+        kept.append(made(8))
+    for size, programs in zip((6, 7, 8), kept, strict=True):
+        assert programs is made(size) and not programs.is_inference()
+        assert programs.tolist() == [list(program) for program in RowTable(((0, 2, 3),), size).programs("ours")]
+    with FakeTensorMode():
+        assert isinstance(made(6), FakeTensor) and isinstance(made(9), FakeTensor)
+    assert not isinstance(made(6), FakeTensor) and not isinstance(made(9), FakeTensor)
+
+
+def test_programs_are_a_constant_of_what_is_compiled(monkeypatch):
+    making, programs_of = [], RowTable.programs
+    monkeypatch.setattr(RowTable, "programs", lambda *given: making.append(given) or programs_of(*given))
+
+    def with_programs(a, b, rows):
+        programs = rows.programs_on("l1", a.device)
+        value, _ = torch.ops.fastdistill.match(a, b, programs, *axes(rows), "l1")
+        return value, a.sum() + (programs * programs).sum()
+
+    compiled = torch.compile(with_programs, fullgraph=True, backend="aot_eager")
+    tables = [RowTable(((at, 2, 3 + at),), 20) for at in range(3)]
+    a, b = (torch.randn(2, 20, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for rows in tables:  # numbers that change, of which Dynamo would make symbols
+        for found, expected in zip(compiled(a, b, rows), with_programs(a, b, rows), strict=True):
+            assert torch.equal(found, expected)
+    assert len(making) == len(tables)
+    equal = [RowTable(rows.segments, rows.size) for rows in tables]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for rows in equal:
+            assert torch.equal(compiled(b, a, rows)[1], with_programs(b, a, rows)[1])
+    assert len(making) == len(tables)
+
+
 def test_pieces_of_pairs_change_no_bit():
     size = 1 << 16
     a, b = (torch.randn(9, size, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -241,8 +342,8 @@ def test_pieces_of_pairs_change_no_bit():
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_the_operator_keeps_torchs_contract(distance):
     a, b, rows = gradients(2, 3).float(), gradients(2, 3, seed=1).float(), table(distance)
-    arguments = (a, b, *map(list, zip(*rows.segments, strict=True)), distance)
-    torch.library.opcheck(torch.ops.fastdistill.match.default, arguments)
+    for programs in (None, rows.programs_on(distance, a.device)):
+        torch.library.opcheck(torch.ops.fastdistill.match.default, (a, b, programs, *axes(rows), distance))
     compiled = torch.compile(lambda a, b: match(a, b, rows, distance), fullgraph=True, backend="aot_eager")
     expected = match(a, b, rows, distance)
     assert all(torch.equal(*both) for both in zip(compiled(a, b), expected, strict=True))
@@ -256,8 +357,8 @@ def test_shapes_are_known_without_values():
     for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32)):
         with FakeTensorMode() as mode:
             a = mode.from_tensor(torch.ones(2, 3, rows.size, dtype=dtype))
-            segments = map(list, zip(*rows.segments, strict=True))
-            value, cotangent = torch.ops.fastdistill.match(a, a, *segments, "ours")
+            programs = rows.programs_on("ours", a.device)
+            value, cotangent = torch.ops.fastdistill.match(a, a, programs, *axes(rows), "ours")
         assert value.shape == (2, 3) and value.dtype == wide
         assert cotangent.shape == a.shape and cotangent.dtype == dtype
 

@@ -87,7 +87,7 @@ def test_no_transform_gets_through():
         return fk.match(a, b, table, "ours")[0].sum()
 
     def raw_distance(a, b):
-        return torch.ops.fastdistill.match(a, b, [0], [2], [3], "ours")[0].sum()
+        return torch.ops.fastdistill.match(a, b, None, [0], [2], [3], "ours")[0].sum()
 
     def batched(a):
         return torch.func.vmap(distance)(a, a).sum()

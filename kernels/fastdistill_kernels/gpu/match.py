@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from math import prod
 
 import torch
@@ -152,7 +151,8 @@ def prepare_match(
             warps=warps,
         )
         return partial, cotangent, [rows]
-    value = torch.empty(a.shape[:-1], dtype=torch.float32, device=a.device)
+    # without programs nobody fills it, and 1 is the distance of nothing
+    value = (torch.empty if programs else torch.ones)(a.shape[:-1], dtype=torch.float32, device=a.device)
     products = torch.empty(*a.shape[:-1], 3, programs, dtype=torch.float32, device=a.device)
     sums = Launch(
         kernel=sums_kernel,
@@ -184,22 +184,31 @@ def prepare_match(
     return value, cotangent, [sums, *adding, pull]
 
 
-@cache  # never freed: a captured graph holds its address
-def _programs(table: RowTable, distance: str, device: torch.device) -> Tensor:
-    """The programs of a student's table ``[programs, 4]``, sent to a device once."""
-    return torch.tensor(table.programs(distance), dtype=torch.int64, device=device).view(-1, 4)
-
-
 def match(
-    a: Tensor, b: Tensor, offsets: Sequence[int], rows: Sequence[int], columns: Sequence[int], kind: str
+    a: Tensor,
+    b: Tensor,
+    table: Tensor,
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    columns: Sequence[int],
+    distance: str,
 ) -> tuple[Tensor, Tensor]:
-    """Launches what `fastdistill_kernels.reference.match.match` computes."""
-    longest = longest_program(columns, kind)
-    table = _programs(RowTable(tuple(zip(offsets, rows, columns, strict=True)), a.shape[-1]), kind, a.device)
-    value, cotangent, launches = prepare_match(a.contiguous(), b.contiguous(), table, longest, kind)
+    """Launches what `fastdistill_kernels.reference.match.match` computes.
+
+    Args:
+        a: synthetic gradients ``[..., P]``.
+        b: real gradients ``[..., P]``.
+        table: `fastdistill_kernels.match.RowTable.programs_on` of the segments, for this distance.
+        offsets: where each segment begins.
+        rows: how many rows it has.
+        columns: how long these are.
+        distance: its name.
+    """
+    longest = longest_program(columns, distance)
+    value, cotangent, launches = prepare_match(a.contiguous(), b.contiguous(), table, longest, distance)
     for launch in launches:
         launch.run()
-    return (value if kind == "cos" else value.sum(-1)), cotangent
+    return (value if distance == "cos" else value.sum(-1)), cotangent
 
 
 def variants(capability: Capability) -> dict[str, list[Launch]]:

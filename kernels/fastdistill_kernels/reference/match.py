@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -38,24 +39,31 @@ def cosine_rows(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def match(
-    a: Tensor, b: Tensor, offsets: Sequence[int], rows: Sequence[int], columns: Sequence[int], kind: str
+    a: Tensor,
+    b: Tensor,
+    programs: Tensor | None,
+    offsets: Sequence[int],
+    rows: Sequence[int],
+    columns: Sequence[int],
+    distance: str,
 ) -> tuple[Tensor, Tensor]:
     """Distance of flat gradients over the segments of a row table, and its cotangent.
 
     Args:
         a: synthetic gradients ``[..., P]``.
         b: real gradients ``[..., P]``.
+        programs: those of a kernel; not read.
         offsets: where each segment begins.
         rows: how many rows it has.
         columns: how long these are.
-        kind: ``ours``, ``mse``, ``l1``, ``l1_mean`` or ``cos``.
+        distance: ``ours``, ``mse``, ``l1``, ``l1_mean`` or ``cos``.
 
     Returns:
         The distance ``[...]``, float32 for bfloat16 gradients, and ``∂distance/∂a`` ``[..., P]``, zero outside the
         segments.
     """
     size = a.shape[-1]
-    pairs_a, pairs_b = a.reshape(-1, size), b.reshape(-1, size)
+    pairs_a, pairs_b = (tensor.reshape(prod(a.shape[:-1]), size) for tensor in (a, b))
     segments = list(zip(offsets, rows, columns, strict=True))
     value = torch.empty(len(pairs_a), dtype=torch.float64 if a.dtype == torch.float64 else torch.float32)
     value, cotangent = value.to(a.device), torch.zeros_like(pairs_a)
@@ -63,14 +71,15 @@ def match(
     for start in range(0, len(pairs_a), step):
         piece = slice(start, start + step)
         wide_a, wide_b = pairs_a[piece].to(value.dtype), pairs_b[piece].to(value.dtype)
-        value[piece] = _piece(wide_a, wide_b, cotangent[piece], segments, kind)
+        value[piece] = _piece(wide_a, wide_b, cotangent[piece], segments, distance)
     return value.view(a.shape[:-1]), cotangent.view(a.shape)
 
 
-def _piece(a: Tensor, b: Tensor, cotangent: Tensor, segments: list[tuple[int, int, int]], kind: str) -> Tensor:
+def _piece(a: Tensor, b: Tensor, cotangent: Tensor, segments: list[tuple[int, int, int]], distance: str) -> Tensor:
     """The distance of some pairs; their cotangent goes where it belongs."""
-    if kind == "cos":
-        kept = torch.cat([torch.arange(o, o + r * c, device=a.device) for o, r, c in segments])
+    if distance == "cos":
+        spans = [torch.arange(o, o + r * c, device=a.device) for o, r, c in ((0, 0, 0), *segments)]  # one at least
+        kept = torch.cat(spans)
         value, pulled = cosine_rows(a[:, None, kept], b[:, None, kept])
         cotangent[:, kept] = pulled.squeeze(1).to(cotangent.dtype)
         return value
@@ -78,19 +87,19 @@ def _piece(a: Tensor, b: Tensor, cotangent: Tensor, segments: list[tuple[int, in
     for offset, rows, columns in segments:
         span = slice(offset, offset + rows * columns)
         part_a, part_b = (tensor[:, span].unflatten(-1, (rows, columns)) for tensor in (a, b))
-        if kind == "ours":
+        if distance == "ours":
             part, pulled = cosine_rows(part_a, part_b)
         else:
-            part, pulled = _elementwise(part_a - part_b, kind)
+            part, pulled = _elementwise(part_a - part_b, distance)
         cotangent[:, span] = pulled.flatten(1)
         value = value + part
     return value
 
 
-def _elementwise(difference: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+def _elementwise(difference: Tensor, distance: str) -> tuple[Tensor, Tensor]:
     """Distance ``[pairs]`` and derivative of differences ``[pairs, rows, columns]``."""
-    if kind == "mse":
+    if distance == "mse":
         return (difference * difference).sum((-2, -1)), 2 * difference
-    share = 1 / difference.shape[-1] if kind == "l1_mean" else 1.0
+    share = 1 / max(difference.shape[-1], 1) if distance == "l1_mean" else 1.0
     sign = torch.where(difference.isnan(), difference, difference.sign())  # torch's sign of no number is 0
     return difference.abs().sum((-2, -1)) * share, sign * share
