@@ -1,17 +1,23 @@
 import importlib
 import pkgutil
 import sys
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastdistill_kernels as fk
+from bench.kernel_cases import SMALL, KernelCase, all_cases, rounded
 from fastdistill_kernels.checks import expect_alike, expect_one_of, expect_shape, refuse_derivatives
 from fastdistill_kernels.gpu.launching import Launch, addressable, capability, power_of_two, shared_bytes
 from fastdistill_kernels.operators import has_products, register
+from tests.kernels.convolving import channels_last
 
 
 def test_an_operator_is_its_reference_on_a_cpu_and_in_float64(device, monkeypatch):
@@ -38,18 +44,116 @@ def test_an_operator_is_its_reference_on_a_cpu_and_in_float64(device, monkeypatc
     assert twice(torch.ones(5, device="meta"), 2.0).shape == (5,)
 
 
-def test_every_operator_has_a_kernel_and_a_reference_of_its_name():
+def every_operator():
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastdistill::")]
-    ours = {name.removeprefix("fastdistill::") for name in names} - {"test_scaled"}
-    assert len(ours) >= 30
-    for package in ("gpu", "reference"):
-        folder = importlib.import_module(f"fastdistill_kernels.{package}")
-        modules = [
-            importlib.import_module(f"{folder.__name__}.{found.name}")
-            for found in pkgutil.iter_modules(folder.__path__)
-        ]
-        for name in ours:
-            assert sum(callable(getattr(module, name, None)) for module in modules) >= 1, (package, name)
+    return {name.removeprefix("fastdistill::") for name in names} - {"test_scaled"}
+
+
+def functions_named(name, package):
+    """What files of ``gpu`` or ``reference`` have of an operator's name."""
+    folder = importlib.import_module(f"fastdistill_kernels.{package}")
+    files = [found.name for found in pkgutil.iter_modules(folder.__path__)]
+    modules = [importlib.import_module(f"{folder.__name__}.{file}") for file in files]
+    return [getattr(module, name) for module in modules if callable(getattr(module, name, None))]
+
+
+def test_every_operator_has_a_kernel_and_a_reference_of_its_name():
+    assert len(every_operator()) >= 30
+    for name in every_operator():
+        assert functions_named(name, "gpu") and functions_named(name, "reference"), name
+
+
+SIZES = replace(SMALL, side=4)  # every extent is more than one, whose stride would say nothing
+
+
+def case(name, operator, *shapes, precisions=("float32", "bf16"), last=None):
+    """A case of these operands, the one at ``last`` channels-last."""
+
+    def operands(_, numbers):
+        made = [numbers(*shape) for shape in shapes]
+        return tuple(channels_last(one) if at == last else one for at, one in enumerate(made))
+
+    return KernelCase(name=name, precisions=precisions, operands=operands, operator=operator)
+
+
+def first_blocks():
+    """First blocks of colours that are neighbours in memory: of one colour, results would lie as the device likes."""
+    images, maps = (2, 3, 2, 3, 6, 6), (2, 3, 2, 16, 3, 3)
+    own, along = ((2, 16, 3, 3, 3), *3 * [(2, 16)]), ((2, 3, 16, 3, 3, 3), *3 * [(2, 3, 16)])
+    both = [shape for pair in zip(own, along, strict=True) for shape in pair]
+    options = {"padding": 1, "activation": "relu", "pooling": "avg"}
+    yield case("first_block", partial(fk.first_block, **options), images, *own, last=0)
+    yield case("dual_first_block", partial(fk.dual_first_block, **options), images, *both, last=0)
+    options["inputs"] = True
+    yield case("first_block_backward", partial(fk.first_block_backward, **options), maps, images, *own, last=1)
+    operator = partial(fk.dual_first_block_backward, **options)
+    yield case("dual_first_block_backward", operator, maps, maps, images, *both, last=2)
+
+
+def heads():
+    """What the benchmarks leave out of the last layer."""
+    x, gy, weight, dweight = (2, 3, 4, 7), (2, 3, 4, 5), (2, 5, 7), (2, 3, 5, 7)
+    yield case("linear_input_gradient", fk.linear_input_gradient, gy, weight)
+    yield case("dual_linear_input_gradient", fk.dual_linear_input_gradient, gy, gy, weight, dweight)
+    yield case("dual_linear_weight_gradient", fk.dual_linear_weight_gradient, x, x, gy, gy)
+
+
+def draws():
+    """What they leave out of random numbers."""
+
+    def drawn(draw, like):
+        return draw(1, 2, 3, torch.arange(2, device=like.device), 10)
+
+    for draw in (fk.philox, fk.uniform):
+        yield case(draw.__name__, partial(drawn, draw), (1,), precisions=("float32",))
+
+
+CASES = {case.name: case for case in (*all_cases(), *first_blocks(), *heads(), *draws())}
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the operators that are called inside, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "fastdistill":
+            self.found.append((func._opname, args))
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of(name, device):
+    """The operators that a case calls, in the precision whose results have more dtypes."""
+    chosen = CASES[name]
+    precision = "bf16" if "bf16" in chosen.precisions else "float32"
+    operands, _ = rounded(chosen, SIZES, precision, device)
+    with Calls() as calls:
+        chosen.operator(*operands, **chosen.policy(precision))
+    return calls.found
+
+
+def laid_out(results):
+    return [(one.shape, one.stride(), one.dtype) for one in tree_leaves(results)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_launched_lies_as_the_fake_says(name, device):
+    for operator, arguments in calls_of(name, device):
+        if operator == "match":  # which is told what to do where there are kernels
+            a, b, _, *segments, distance = arguments
+            rows = fk.RowTable(tuple(zip(*segments, strict=True)), a.shape[-1])
+            arguments = a, b, rows.programs_on(distance, device), *segments, distance
+        on_meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), arguments)
+        expected = getattr(torch.ops.fastdistill, operator)(*on_meta)
+        launch, *_ = functions_named(operator, "gpu")
+        assert laid_out(launch(*arguments)) == laid_out(expected), operator
+
+
+def test_every_operator_is_in_a_case():
+    called = {operator for name in CASES for operator, _ in calls_of(name, torch.device("cpu"))}
+    assert called == every_operator()
 
 
 def test_which_operators_are_products():

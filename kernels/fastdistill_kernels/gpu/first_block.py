@@ -65,9 +65,11 @@ def _unpack(partial: Tensor | None, x: Tensor, sizes: Sizes, weight: Tensor) -> 
         return [x.new_empty(0, dtype=torch.float32) for _ in range(4)]
     total = partial.sum(2)
     shape = (*total.shape[:-1], *weight.shape[2:])
+    # copies, no views of a wider tensor: compiled code relies on the layout that the fake announces
+    taps = total[..., : sizes.taps].contiguous().view(shape)
     vectors = [total[..., sizes.taps + index].contiguous() for index in range(3)]
     absent = [x.new_empty(0, dtype=torch.float32) for _ in range(2)]
-    return [total[..., : sizes.taps].reshape(shape), vectors[0], *(vectors[1:] if sizes.normed else absent)]
+    return [taps, vectors[0], *(vectors[1:] if sizes.normed else absent)]
 
 
 def _fold(columns: Tensor | None, x: Tensor, gy: Tensor, padding: int) -> Tensor:
