@@ -2,9 +2,16 @@
 
 import pytest
 
+from tests.kernels.comparing import poison
+
 try:
-    from hypothesis import given, settings
+    from hypothesis import given as given_unpoisoned
+    from hypothesis import settings
     from hypothesis import strategies as st
+
+    def given(**strategies):
+        """Hypothesis' own, every example poisoned: a fixture would last for all of them, and is refused."""
+        return lambda test: given_unpoisoned(**strategies)(poison()(test))
 except ModuleNotFoundError:
 
     class _Anything:
