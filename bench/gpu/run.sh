@@ -9,8 +9,8 @@
 #
 # Every part ends within nine minutes: what there was no time for is named in its results. WORDS of steps are parts of
 # benchmarks' names, of which the first goes into the name of the files (bench/gpu/run.sh steps OUT matching writes
-# OUT/steps-matching.json); the word of memory may be quick or cifar100; WORDS of real are the folder of MNIST and
-# further options of bench.real.
+# OUT/steps-matching.json), and so does a word of kernels; the word of memory may be quick or cifar100; WORDS of real are
+# the folder of MNIST and further options of bench.real.
 # PYTHON and DEVICE may name another interpreter and another device.
 # Nothing is needed but the repository, torch, triton, numpy, pytest and pytest-benchmark.
 set -euo pipefail
@@ -52,14 +52,14 @@ case $part in
     "$python" -m bench.gpu.tests "$out" "$code"
     ;;
   kernels)
-    code=0
+    code=0 only="--only=${1:-}" file="$out/kernels${1:+-${1//\//-}}"
     # bad addresses show in the checks alone: what is timed is the same kernels on larger operands
     if command -v compute-sanitizer > /dev/null; then
       timeout --signal=INT --kill-after=20 200 compute-sanitizer --error-exitcode 1 \
-        "$python" -m bench.gpu.kernels --device "$device" || code=$?
+        "$python" -m bench.gpu.kernels --device "$device" "$only" || code=$?
       [ $code -ne 124 ] || { echo "compute-sanitizer had not ended after 200 s" >&2; code=0; }
     fi
-    within 330 bench.gpu.kernels --device "$device" --out "$out/kernels" --deadline 270 || code=$?
+    within 330 bench.gpu.kernels --device "$device" --out "$file" --deadline 270 "$only" || code=$?
     exit $code
     ;;
   steps)

@@ -16,14 +16,13 @@ _SHORT = ("match-ours", "dual_convolution", "norm_act_pool", "first_block", "cg_
 
 def _sizes(students: int) -> Sizes:
     """Of students for 8×8 digits, as many of them as asked for."""
-    return Sizes(students=students, groups=4, images=16, channels=16, side=8, parameters=20_000)
+    return Sizes(students=students, groups=4, images=16, channels=16, side=8, parameters=20_000, vector=20_000, rows=16)
 
 
 def separate(case: KernelCase, device: torch.device) -> Step:
-    """The separate calls for one student."""
-    assert case.separate is not None
-    operands = large(case, _sizes(1), "float32", device)
-    return partial(case.separate, *operands)
+    """The separate calls for one student, in torch's own layout."""
+    _, calls = next(case.calls(large(case, _sizes(1), "float32", device)))
+    return calls
 
 
 def operator(case: KernelCase, students: int, _primitive: str, device: torch.device) -> Step:

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent.parent.parent
 SCRIPT = ROOT / "bench" / "gpu" / "run.sh"
 
 
-def script(*words):
+def script(*words, **settings):
     others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = {**others, "PYTHON": sys.executable, "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    environment = {**others, "PYTHON": sys.executable, "DEVICE": "cpu", "OMP_NUM_THREADS": "1", **settings}
     return subprocess.run(
         [str(SCRIPT), *map(str, words)], env=environment, capture_output=True, text=True, timeout=300, cwd="/"
     )
@@ -67,6 +67,17 @@ def test_every_kernel_is_checked_before_it_is_timed(tmp_path):
     found = json.loads((tmp_path / "out" / "kernels.json").read_text())
     assert {name.split("/")[0] for name in found["kernels"]} >= {"match-ours", "dual_convolution", "first_block", "dsa"}
     for name, one in found["kernels"].items():
-        assert one["error"] <= one["limit"] and one["apart"] <= 2 * one["limit"], name
-        assert one["seconds"] > 0 and one["bytes"] > 0 and one["reference"] > 0, name
+        assert one["error"] <= one["limit"] and one["error_at_ends"] <= one["limit"], name
+        assert one["seconds"] > 0 and one["bytes"] > 0 and one["reference"] > 0 and one["copy_bytes_per_s"] > 0, name
+        assert "separate" not in one or one["separate"] == min(one["separate_layouts"].values()) > 0, name
     assert (tmp_path / "out" / "kernels.md").read_text().count("\n") == len(found["kernels"]) + 2
+
+
+def test_some_kernels_have_files_of_their_own(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o700)
+    done = script("kernels", tmp_path, "match-mse/float32", PYTHON=str(python))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"--out {tmp_path}/kernels-match-mse-float32 " in done.stdout
+    assert done.stdout.endswith("--only=match-mse/float32\n")
