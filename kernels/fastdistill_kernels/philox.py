@@ -1,4 +1,7 @@
-"""Counter-based random numbers: every value is a function of a key and a counter, the same on every device.
+"""Counter-based random numbers: every value is a function of a key and a counter, whatever the device.
+
+Words and uniform numbers are the same bit for bit. Normal ones may differ in float32's last bit, rarely: devices round
+logarithms, sines and cosines in float64 differently.
 
 A student's numbers are addressed, not drawn in sequence, so they do not depend on which students share a launch. Word
 ``4 b + i`` of a student is word ``i`` of Philox4x32-10 (Salmon et al. 2011) at the counter ``(b, student, step,
@@ -84,7 +87,7 @@ def uniform(seed: int, stream: int, step: int, students: Tensor, count: int) -> 
 
 
 def normal(seed: int, stream: int, step: int, students: Tensor, count: int) -> Tensor:
-    """Standard normal numbers, float32 ``[S, count]``; arguments as `philox`."""
+    """Standard normal numbers, float32 ``[S, count]``, the same within their last bit; arguments as `philox`."""
     numbers: Tensor = _normal(*_checked(seed, stream, step, students, count))
     return numbers
 

@@ -15,6 +15,7 @@ from fastdistill_kernels.linear import (
     linear_sizes,
     linear_weight_gradient,
 )
+from tests.kernels.any_shape import given, settings, st
 from tests.kernels.comparing import DTYPES, LIMITS, error
 
 FORWARD = ("x", "dx", "weight", "dweight", "bias", "dbias")
@@ -128,17 +129,31 @@ def launched(t, precision):
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "precision"), [*((name, "float32") for name in SHAPES), ("head", "bf16"), ("head", "tf32")]
-)
-def test_the_kernels_equal_the_reference(name, precision, device, poisoned):
-    t = tensors(SHAPES[name], DTYPES[precision])
+def check_kernels(t, precision, device):
     truth = every_result({key: tensor.double() for key, tensor in t.items()})
     here = {key: tensor.to(device) for key, tensor in t.items()}
     for key, found in launched(here, "tf32" if precision == "tf32" else "ieee").items():
         assert found.dtype == (torch.float32 if key.startswith(("gw", "dgw", "gb", "dgb")) else DTYPES[precision])
         assert found.is_contiguous() or found.numel() == 0, key
         assert error(found.cpu(), truth[key]) <= LIMITS[precision], key
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "float32") for name in SHAPES), ("head", "bf16"), ("head", "tf32")]
+)
+def test_the_kernels_equal_the_reference(name, precision, device, poisoned):
+    check_kernels(tensors(SHAPES[name], DTYPES[precision]), precision, device)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    lead=st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 3)),
+    extents=st.tuples(st.integers(1, 40), st.integers(1, 20)),
+    shared=st.sets(st.sampled_from(["x", "dx", "dweight", "dbias", "gy", "dgy"]), max_size=3),
+)
+def test_the_kernels_equal_the_reference_on_any_shape(lead, extents, shared):
+    t = tensors((*lead, *extents), torch.float32)
+    check_kernels(t | {name: t[name][:, :1].expand_as(t[name]) for name in shared}, "float32", "cpu")
 
 
 def test_bfloat16_is_rounded_once_and_its_sums_are_float32():
