@@ -33,12 +33,14 @@ class Batching:
         piece: most images of a pair that are processed at once; losses and gradients accumulate exactly.
         students: most students in one program; the others follow in further calls.
         groups: most groups of a student in one dual program.
+        compiled: whether the dual program is compiled, for every size of its pieces.
     """
 
     path: Path
     piece: int
     students: int
     groups: int = 1
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         if min(self.piece, self.students, self.groups) < 1:

@@ -6,6 +6,7 @@ here records a graph, so a dual tensor handed in is refused instead of losing it
 Letters: ``S`` students, ``G`` gradient groups, ``n`` images, ``P`` parameters of one student (padding included).
 """
 
+from fastdistill_kernels import inlined
 from fastdistill_kernels.convolution import (
     convolution,
     convolution_input_gradient,
@@ -68,6 +69,7 @@ __all__ = [
     "dual_softmax_xent",
     "first_block",
     "first_block_backward",
+    "inlined",
     "linear",
     "linear_input_gradient",
     "linear_weight_gradient",

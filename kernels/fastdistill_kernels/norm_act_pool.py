@@ -19,6 +19,7 @@ from fastdistill_kernels import checks, operators
 from fastdistill_kernels import norm_act_pool_checks as given
 from fastdistill_kernels.cost import Cost
 from fastdistill_kernels.reference import norm_act_pool as reference
+from fastdistill_kernels.reference.pooling import pooled_size
 
 EPS = 1e-5  # torch's default
 
@@ -80,7 +81,7 @@ def count_flops(x: torch.Size, weight: torch.Size | None, groups: int, pooling: 
 def _fake_forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, activation: str, pooling: str, eps: float
 ) -> tuple[Tensor, ...]:
-    return reference.empty_in_layout(x, *reference.pooled_size(x, pooling)), *_fake_statistics(x, groups, 2)
+    return reference.empty_in_layout(x, *pooled_size(x, pooling)), *_fake_statistics(x, groups, 2)
 
 
 def _fake_statistics(x: Tensor, groups: int, count: int) -> tuple[Tensor, ...]:
@@ -100,7 +101,7 @@ def _fake_dual_forward(
     pooling: str,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    y, dy = (reference.empty_in_layout(x, *reference.pooled_size(x, pooling)) for _ in range(2))
+    y, dy = (reference.empty_in_layout(x, *pooled_size(x, pooling)) for _ in range(2))
     return y, dy, *_fake_statistics(x, groups, 4)
 
 

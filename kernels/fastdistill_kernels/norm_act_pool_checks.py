@@ -7,7 +7,7 @@ from torch import Tensor
 from fastdistill_kernels import checks
 from fastdistill_kernels.reference import norm_act_pool as reference
 from fastdistill_kernels.reference.activation import ACTIVATIONS
-from fastdistill_kernels.reference.norm_act_pool import POOLINGS
+from fastdistill_kernels.reference.pooling import POOLINGS, pooled_size
 
 
 def expect_images(operator: str, x: Tensor, groups: int, activation: str, pooling: str) -> None:
@@ -39,7 +39,7 @@ def expect_like_x(operator: str, x: Tensor, **tensors: Tensor) -> None:
 
 def expect_cotangent(operator: str, x: Tensor, pooling: str, **tensors: Tensor) -> None:
     """Refuses cotangents of another shape than y or another kind than x."""
-    shape = (*x.shape[:4], *reference.pooled_size(x, pooling))
+    shape = (*x.shape[:4], *pooled_size(x, pooling))
     for name, tensor in tensors.items():
         checks.expect_shape(operator, name, tensor, "[S, G, n, C, H′, W′]", shape)
     checks.expect_alike(operator, x=x, **tensors)

@@ -10,6 +10,7 @@ from fastdistill_kernels.norm_act_pool import cost_norm_act_pool, dual_norm_act_
 from fastdistill_kernels.norm_act_pool_backward import dual_norm_act_pool_backward, norm_act_pool_backward
 from fastdistill_kernels.reference import norm_act_pool as reference
 from fastdistill_kernels.reference.activation import ACTIVATIONS
+from fastdistill_kernels.reference.pooling import POOLINGS, pooled_size
 from tests.kernels.comparing import DTYPES, LIMITS, error
 from tests.kernels.test_activation import TEXTBOOK
 
@@ -49,7 +50,7 @@ class Layer:
             return torch.randn(*sizes, generator=generator, dtype=torch.float64)
 
         x, dx = (random(*self.shape) + mean for mean in (0.7, -0.4))
-        gy, dgy = (random(*self.shape[:4], *reference.pooled_size(x, self.pooling)) for _ in range(2))
+        gy, dgy = (random(*self.shape[:4], *pooled_size(x, self.pooling)) for _ in range(2))
         images = [self.in_layout(one.to(dtype).to(device)) for one in (gy, dgy, x, dx)]
         if self.affine == "none":
             return (*images, None, None, None, None)
@@ -119,7 +120,7 @@ def check_reference(layer):
             assert error(found[name][:, group], expected) <= 1e-10, name
 
 
-@pytest.mark.parametrize("pooling", reference.POOLINGS)
+@pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_values_and_tangents_are_those_of_torch(activation, pooling):
     check_reference(Layer((2, 2, 3, 6, 5, 7), 2, activation, pooling))

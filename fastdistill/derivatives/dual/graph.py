@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Step:
     output: int
 
 
-def read(module: nn.Module, *, precision: str = "ieee", first_block: bool = False) -> list[Step]:
+def read(module: nn.Module, *, precision: str = "ieee", first_block: bool = False, inlined: bool = False) -> list[Step]:
     """The steps of a student's forward pass in eval mode, fused.
 
     Args:
@@ -44,6 +44,7 @@ def read(module: nn.Module, *, precision: str = "ieee", first_block: bool = Fals
         precision: of float32 products on a device, ``ieee`` or ``tf32``.
         first_block: compute a first convolution of few channels together with what follows it, which saves traffic
             where that is what a step costs.
+        inlined: for a program that is compiled for a CPU.
 
     Raises:
         Unsupported: naming what cannot be read.
@@ -74,7 +75,11 @@ def read(module: nn.Module, *, precision: str = "ieee", first_block: bool = Fals
             steps.append(Step(layer, inputs, len(steps) + 1))
     if not isinstance(steps[-1].layer if steps else None, Linear):
         raise Unsupported("its last layer is not linear")
-    return _fused(steps, first_block)
+    return [replace(step, layer=_inlined(step.layer)) if inlined else step for step in _fused(steps, first_block)]
+
+
+def _inlined(layer: Layer) -> Layer:
+    return replace(layer, inlined=True) if isinstance(layer, Convolution | Linear | NormActPool) else layer
 
 
 def _layer(node: fx.Node, modules: dict[str, nn.Module], precision: str) -> Layer | None:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
+import fastdistill_kernels as kernels
+
 Own = tuple[Tensor, ...]  # a layer's weights and then its buffers, by its own names
 Kept = tuple[Any, ...]  # what a forward pass leaves for the backward pass
 Cotangents = tuple[Tensor | None, ...]  # of a layer's inputs
@@ -54,6 +56,11 @@ class Layer(Protocol):
         self, own: Own, along: Own, kept: Kept, gy: Tensor, dgy: Tensor, wanted: Wanted
     ) -> tuple[Cotangents, Cotangents, Own]:
         """Cotangents of the inputs, their tangents, and tangents of the weights' gradients."""
+
+
+def operators(inlined: bool) -> Any:
+    """The operators, or what takes their place in a program that is compiled for a CPU."""
+    return kernels.inlined if inlined else kernels
 
 
 def pair(own: Own) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastdistill_kernels as kernels
-from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted, given, pair
+from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted, given, operators, pair
 from fastdistill.derivatives.dual.products import Convolution
 
 
@@ -23,6 +23,7 @@ class NormActPool:
         eps: of the norm.
         activation: or ``none``.
         pooling: or ``none``.
+        inlined: for a program that is compiled for a CPU.
     """
 
     weights: tuple[str, ...] = ()
@@ -30,7 +31,12 @@ class NormActPool:
     eps: float = 1e-5
     activation: str = "none"
     pooling: str = "none"
+    inlined: bool = False
     buffers: tuple[str, ...] = ()
+
+    @property
+    def _operators(self) -> Any:
+        return operators(self.inlined)
 
     def then(self, after: NormActPool) -> NormActPool | None:
         """Both as one layer, where that computes the same."""
@@ -49,13 +55,13 @@ class NormActPool:
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
         x = _as_images(xs[0])
-        y, mean, rstd = kernels.norm_act_pool(x, *self._affine(own), eps=self.eps, **self._settings(x))
+        y, mean, rstd = self._operators.norm_act_pool(x, *self._affine(own), eps=self.eps, **self._settings(x))
         return _asgiven(y, xs[0]), (xs[0], mean, rstd)
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
         x = _as_images(kept[0])
-        gx, gw, gb = kernels.norm_act_pool_backward(
+        gx, gw, gb = self._operators.norm_act_pool_backward(
             _as_images(gy), x, *self._affine(own), *kept[1:], **self._settings(x)
         )
         return (_asgiven(gx, kept[0]),), given(gw, gb)
@@ -66,7 +72,7 @@ class NormActPool:
         """Output, its tangent and what is kept."""
         x, dx = _as_images(xs[0]), torch.zeros_like(xs[0]) if dxs[0] is None else dxs[0]
         (weight, bias), (dweight, dbias) = self._affine(own), self._affine(along)
-        y, dy, *statistics = kernels.dual_norm_act_pool(
+        y, dy, *statistics = self._operators.dual_norm_act_pool(
             x, _as_images(dx), weight, dweight, bias, dbias, eps=self.eps, **self._settings(x)
         )
         return _asgiven(y, xs[0]), _asgiven(dy, xs[0]), (xs[0], dx, *statistics)
@@ -78,7 +84,7 @@ class NormActPool:
         (like, dx, *statistics) = kept
         x = _as_images(like)
         (weight, bias), (dweight, dbias) = self._affine(own), self._affine(along)
-        gx, dgx, _, dgw, _, dgb = kernels.dual_norm_act_pool_backward(
+        gx, dgx, _, dgw, _, dgb = self._operators.dual_norm_act_pool_backward(
             _as_images(gy),
             _as_images(dgy),
             x,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType, MethodType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,12 @@ class Dual(Functional):
 
     def __init__(self, module: nn.Module, batching: Batching) -> None:
         super().__init__(module, batching)
-        self._program = Program(module)
+        self._program = program = Program(module, inlined=batching.compiled)
+        self._gradient, self._product, self._logits = program.gradient, program.product, program.logits
+        if batching.compiled:
+            self._gradient, self._product, self._logits = (
+                _compiled(whole) for whole in (program.gradient, program.product, program.logits)
+            )
 
     def logits(self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``[S, n, C]`` in eval mode of images ``[S, n, D, H, W]`` or, shared, ``[n, D, H, W]``."""
@@ -59,7 +65,7 @@ class Dual(Functional):
             own, state = _some(parameters, piece.students), _some(buffers, piece.students)
             if not piece.images.start:
                 rows.append([])
-            rows[-1].append(self._program.logits(own, state, _of(paired, piece))[:, 0])
+            rows[-1].append(self._logits(own, state, _of(paired, piece))[:, 0])
         return torch.cat([torch.cat(row, dim=1) for row in rows])
 
     def value_and_gradient(
@@ -84,7 +90,7 @@ class Dual(Functional):
         views = self.layout.views(gradient)
         for piece in self._pieces(students, groups, count):
             own, state = _some(parameters, piece.students), _some(buffers, piece.students)
-            value, slopes = self._program.gradient(own, state, _of(images, piece), _of(labels, piece), piece.share)
+            value, slopes = self._gradient(own, state, _of(images, piece), _of(labels, piece), piece.share)
             _put(loss, piece, value)
             for name, slope in slopes.items():
                 _put(views[name], piece, slope)
@@ -113,7 +119,7 @@ class Dual(Functional):
         loss_tangent = weights.new_zeros(students, groups)
         along, views = self.layout.views(vector), {} if product is None else self.layout.views(product)
         for piece in self._pieces(students, groups, count):
-            found = self._program.product(
+            found = self._product(
                 _some(parameters, piece.students),
                 {name: tensor[piece.pairs] for name, tensor in along.items()},
                 _some(buffers, piece.students),
@@ -146,6 +152,19 @@ class Dual(Functional):
                     )
 
 
+def _compiled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A program's pass, compiled whole for each size that it meets.
+
+    The compiler keeps what it has made, up to a limit, with the code object of a function, which all programs share:
+    each gets a copy of its own.
+    """
+    whole = method.__func__  # type: ignore[attr-defined]
+    own = FunctionType(whole.__code__.replace(), whole.__globals__, whole.__name__, whole.__defaults__)
+    own.__kwdefaults__ = whole.__kwdefaults__
+    compiled: Callable[..., Any] = torch.compile(MethodType(own, method.__self__), fullgraph=True, dynamic=False)  # type: ignore[attr-defined]
+    return compiled
+
+
 def _paired(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Both with axes of students and groups, of 1 where students share them."""
     axes = 4 if labels.is_floating_point() else 3
@@ -153,9 +172,10 @@ def _paired(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of(tensor: Tensor, piece: Piece) -> Tensor:
-    """A piece of images or labels ``[S or 1, G or 1, n, ...]``."""
-    some = tensor if tensor.shape[0] == 1 else tensor[piece.students]
-    return (some if some.shape[1] == 1 else some[:, piece.groups])[:, :, piece.images]
+    """A piece of images or labels ``[S or 1, G, n, ...]``, shared ones expanded."""
+    some = tensor[:, piece.groups, piece.images]
+    students = piece.students.stop - piece.students.start
+    return some.expand(students, *some.shape[1:]) if tensor.shape[0] == 1 else some[piece.students]
 
 
 def _some(tensors: Mapping[str, Tensor], students: slice) -> dict[str, Tensor]:

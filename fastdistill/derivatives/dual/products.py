@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-import fastdistill_kernels as kernels
-from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted, given, pair
+from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted, given, operators, pair
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,7 @@ class Convolution:
         stride: of the kernel.
         padding: zeros on each side.
         precision: of float32 products on a device.
+        inlined: for a program that is compiled for a CPU.
     """
 
     weights: tuple[str, ...]
@@ -30,7 +30,12 @@ class Convolution:
     stride: int
     padding: int
     precision: str = "ieee"
+    inlined: bool = False
     buffers: tuple[str, ...] = ()
+
+    @property
+    def _operators(self) -> Any:
+        return operators(self.inlined)
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -38,15 +43,19 @@ class Convolution:
 
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
-        return kernels.convolution(xs[0], *pair(own), **self._settings), xs
+        return self._operators.convolution(xs[0], *pair(own), **self._settings), xs
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
         (x,), settings = kept, self._settings
-        gx = kernels.convolution_input_gradient(gy, own[0], tuple(x.shape[4:]), **settings) if wanted.inputs else None
+        gx = (
+            self._operators.convolution_input_gradient(gy, own[0], tuple(x.shape[4:]), **settings)
+            if wanted.inputs
+            else None
+        )
         if not wanted.weights:
             return (gx,), ()
-        found = kernels.convolution_weight_gradient(x, gy, own[0].shape[-1], bias=len(own) > 1, **settings)
+        found = self._operators.convolution_weight_gradient(x, gy, own[0].shape[-1], bias=len(own) > 1, **settings)
         return (gx,), given(*found)
 
     def dual_forward(
@@ -54,7 +63,7 @@ class Convolution:
     ) -> tuple[Tensor, Tensor | None, Kept]:
         """Output, its tangent and what is kept."""
         (weight, bias), (dweight, dbias) = pair(own), pair(along)
-        y, dy = kernels.dual_convolution(xs[0], dxs[0], weight, dweight, bias, dbias, **self._settings)
+        y, dy = self._operators.dual_convolution(xs[0], dxs[0], weight, dweight, bias, dbias, **self._settings)
         return y, dy, (xs[0], dxs[0])
 
     def dual_backward(
@@ -64,12 +73,12 @@ class Convolution:
         (x, dx), settings = kept, self._settings
         gx = dgx = None
         if wanted.inputs:
-            gx, dgx = kernels.dual_convolution_input_gradient(
+            gx, dgx = self._operators.dual_convolution_input_gradient(
                 gy, dgy, own[0], along[0], tuple(x.shape[4:]), value=wanted.values, **settings
             )
         if not wanted.weights:
             return (gx,), (dgx,), ()
-        _, dgw, _, dgb = kernels.dual_convolution_weight_gradient(
+        _, dgw, _, dgb = self._operators.dual_convolution_weight_gradient(
             x, dx, gy, dgy, own[0].shape[-1], bias=len(own) > 1, value=False, **settings
         )
         return (gx,), (dgx,), given(dgw, dgb)
@@ -82,22 +91,28 @@ class Linear:
     Attributes:
         weights: their names.
         precision: of float32 products on a device.
+        inlined: for a program that is compiled for a CPU.
     """
 
     weights: tuple[str, ...]
     precision: str = "ieee"
+    inlined: bool = False
     buffers: tuple[str, ...] = ()
+
+    @property
+    def _operators(self) -> Any:
+        return operators(self.inlined)
 
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
-        return kernels.linear(xs[0], *pair(own), precision=self.precision), xs
+        return self._operators.linear(xs[0], *pair(own), precision=self.precision), xs
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
-        gx = kernels.linear_input_gradient(gy, own[0], precision=self.precision) if wanted.inputs else None
+        gx = self._operators.linear_input_gradient(gy, own[0], precision=self.precision) if wanted.inputs else None
         if not wanted.weights:
             return (gx,), ()
-        found = kernels.linear_weight_gradient(kept[0], gy, bias=len(own) > 1, precision=self.precision)
+        found = self._operators.linear_weight_gradient(kept[0], gy, bias=len(own) > 1, precision=self.precision)
         return (gx,), given(*found)
 
     def dual_forward(
@@ -105,7 +120,7 @@ class Linear:
     ) -> tuple[Tensor, Tensor | None, Kept]:
         """Output, its tangent and what is kept."""
         (weight, bias), (dweight, dbias) = pair(own), pair(along)
-        y, dy = kernels.dual_linear(xs[0], dxs[0], weight, dweight, bias, dbias, precision=self.precision)
+        y, dy = self._operators.dual_linear(xs[0], dxs[0], weight, dweight, bias, dbias, precision=self.precision)
         return y, dy, (xs[0], dxs[0])
 
     def dual_backward(
@@ -114,13 +129,13 @@ class Linear:
         """Cotangents of the inputs, their tangents, and tangents of the weights' gradients."""
         gx = dgx = None
         if wanted.inputs:
-            gx, dgx = kernels.dual_linear_input_gradient(
+            gx, dgx = self._operators.dual_linear_input_gradient(
                 gy, dgy, own[0], along[0], precision=self.precision, value=wanted.values
             )
         if not wanted.weights:
             return (gx,), (dgx,), ()
         x, dx = kept
-        _, dgw, _, dgb = kernels.dual_linear_weight_gradient(
+        _, dgw, _, dgb = self._operators.dual_linear_weight_gradient(
             x, dx, gy, dgy, bias=len(own) > 1, precision=self.precision, value=False
         )
         return (gx,), (dgx,), given(dgw, dgb)

@@ -13,8 +13,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from fastdistill.derivatives.dual.graph import Step, read
-from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted
-from fastdistill_kernels import dual_softmax_xent, softmax_xent
+from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted, operators
 
 Named = Mapping[str, Tensor]
 
@@ -35,13 +34,17 @@ class Program:
         module: the student, in whatever mode; frozen statistics are used.
         precision: of float32 products on a device, ``ieee`` or ``tf32``.
         first_block: compute a first convolution of few channels together with what follows it.
+        inlined: for compilation for a CPU.
 
     Raises:
         Unsupported: for a student with a part that there is no layer for.
     """
 
-    def __init__(self, module: nn.Module, *, precision: str = "ieee", first_block: bool = False) -> None:
-        self.steps: list[Step] = read(module, precision=precision, first_block=first_block)
+    def __init__(
+        self, module: nn.Module, *, precision: str = "ieee", first_block: bool = False, inlined: bool = False
+    ) -> None:
+        self.steps: list[Step] = read(module, precision=precision, first_block=first_block, inlined=inlined)
+        self._operators = operators(inlined)
         self._moving = [False] * (self.steps[-1].output + 1)
         for step in self.steps:
             self._moving[step.output] = bool(step.layer.weights) or any(self._moving[i] for i in step.inputs)
@@ -63,7 +66,7 @@ class Program:
             share: of this piece in the mean over images.
         """
         logits, kept = self._forward(weights, buffers, images)
-        loss, above = softmax_xent(logits, labels)
+        loss, above = self._operators.softmax_xent(logits, labels)
         cotangents: dict[int, Tensor] = {self.steps[-1].output: above.mul_(share)}
         found: dict[str, Tensor] = {}
         for step in reversed(self.steps):
@@ -116,7 +119,7 @@ class Program:
         last = self.steps[-1].output
         dlogits = tangents[last]
         assert dlogits is not None
-        _, loss_tangent, above, dabove, of_labels = dual_softmax_xent(values[last], dlogits, labels)
+        _, loss_tangent, above, dabove, of_labels = self._operators.dual_softmax_xent(values[last], dlogits, labels)
         values.clear()
         tangents.clear()
         found: dict[str, Tensor] = {}

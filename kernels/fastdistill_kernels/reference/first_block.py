@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from fastdistill_kernels.reference import activation as pointwise
-from fastdistill_kernels.reference.norm_act_pool import pool, spread
+from fastdistill_kernels.reference.pooling import pool, spread
 
 # of one piece's convolution output: 16 images of a 128-channel ConvNet at 32x32, the size whose gradients were fastest
 PIECE_BYTES = 8 << 20

@@ -1,7 +1,7 @@
 """Truth of `fastdistill_kernels.norm_act_pool`; the formulas are derived in ``kernels/README.md``.
 
-Images are worked on in pieces that stay in cache from the first pass over them to the last. Pooling, here and in
-`fastdistill_kernels.reference.first_block`, takes ``[..., C, H, W]`` with any axes in front.
+Images are worked on in pieces that stay in cache from the first pass over them to the last. What computes a piece
+(`forward`, `dual_forward`) also serves compiled programs, for all images at once, since there passes are fused.
 """
 
 from __future__ import annotations
@@ -13,20 +13,11 @@ import torch
 from torch import Tensor
 
 from fastdistill_kernels.reference.activation import sloped, value
+from fastdistill_kernels.reference.pooling import channels_last, pool, pooled_size
 
-POOLINGS = ("none", "avg", "max")
 PIECE = 1 << 18  # elements of x at once, 1 MB in float32: below it dispatches cost more, above it cache misses do
+EVERY = (slice(None), slice(None), slice(None))  # students, groups and images
 _PIXELS = (-2, -1)
-
-
-def channels_last(x: Tensor) -> bool:
-    """Whether ``x [..., C, H, W]`` keeps the channels of a pixel together in memory."""
-    return x.shape[-3] > 1 and x.stride(-3) == 1 and x.stride(-1) == x.shape[-3]
-
-
-def pooled_size(x: Tensor, pooling: str) -> tuple[int, int]:
-    """Height and width of ``y``: halves, rounded down, under pooling."""
-    return (x.shape[4], x.shape[5]) if pooling == "none" else (x.shape[4] // 2, x.shape[5] // 2)
 
 
 def empty_in_layout(x: Tensor, height: int, width: int) -> Tensor:
@@ -123,19 +114,11 @@ def normalised_tangent(centred: Tensor, xhat: Tensor, r: Tensor, dr: Tensor) -> 
     return centred.mul_(r).addcmul_(xhat, dr)
 
 
-def _flat(x: Tensor) -> Tensor:
-    """Images ``[n, C, H, W]`` with the strides that torch expects of a layout, even along axes of size 1."""
-    flat = x.flatten(0, -4)
-    if not channels_last(x):
-        return flat.contiguous()
-    behind = flat.permute(0, 2, 3, 1)
-    return behind.reshape(-1).view(behind.shape).permute(0, 3, 1, 2)
-
-
 def _normalised(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """x̂, and mean and 1/std ``[s, g, n, groups]``."""
     lead, (channels, height, width) = x.shape[:3], x.shape[3:]
-    if channels_last(x):  # torch's own is not vectorised there when norm groups are channels
+    # torch's own is not vectorised on that layout when norm groups are channels
+    if channels_last(x) or torch.compiler.is_compiling():
         mean = to_groups(x.sum(_PIXELS), groups, height * width)
         xhat = x - to_channels(mean, channels)
         rstd = (to_groups(xhat.square().sum(_PIXELS), groups, height * width) + eps).rsqrt()
@@ -145,65 +128,13 @@ def _normalised(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Ten
     return xhat.unflatten(0, lead), mean.unflatten(0, lead), rstd.unflatten(0, lead)
 
 
-def _corners(x: Tensor) -> list[Tensor]:
-    """The four elements of every whole window, as views ``[..., H/2, W/2]``."""
-    height, width = x.shape[-2] // 2 * 2, x.shape[-1] // 2 * 2
-    return [x[..., row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
-
-
-def _average(u: Tensor) -> Tensor:
-    """Average pooling; torch's own is vectorised only where channels of a pixel lie together."""
-    first, *others = _corners(u)
-    total = first + others[0]
-    for corner in others[1:]:
-        total.add_(corner)
-    return total.mul_(0.25)
-
-
-def _winners(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Maxima ``[n, C, H/2, W/2]`` and where in the map they are."""
-    best, places = torch.ops.aten.max_pool2d_with_indices(_flat(u), [2, 2])
-    return best, places
-
-
-def pool(u: Tensor, du: Tensor | None, pooling: str) -> tuple[Tensor, Tensor | None]:
-    """Pools ``u`` and, with the same choices, a tangent of it where there is one."""
-    if pooling == "none":
-        return u, du
-    if pooling == "avg":
-        return _average(u), None if du is None else _average(du)
-    lead, (best, places) = u.shape[:-3], _winners(u)
-    if du is None:
-        return best.unflatten(0, lead), None
-    chosen = du.flatten(0, -4).flatten(-2).gather(-1, places.flatten(-2)).reshape(best.shape)
-    return best.unflatten(0, lead), chosen.unflatten(0, lead)
-
-
-def spread(g: Tensor, dg: Tensor | None, z: Tensor, activation: str, pooling: str) -> tuple[Tensor, Tensor | None]:
-    """What pooling's backward makes of ``g [..., C, H/2, W/2]`` and, with the same choices, of ``dg``."""
-    if pooling == "none":
-        return g, dg
-    if pooling == "avg":
-        return _shared_out(g, z), None if dg is None else _shared_out(dg, z)
-    u = value(activation, z)
-    places = _winners(u)[1]
-
-    def pull(cotangent: Tensor) -> Tensor:
-        back = torch.ops.aten.max_pool2d_with_indices_backward
-        flat: Tensor = back(_flat(cotangent), _flat(u), [2, 2], [2, 2], [0, 0], [1, 1], False, places)
-        images: Tensor = flat.unflatten(0, z.shape[:-3])
-        return images
-
-    return pull(g), None if dg is None else pull(dg)
-
-
-def _shared_out(g: Tensor, like: Tensor) -> Tensor:
-    """A quarter of ``g`` for every element of a whole window, zero for the others."""
-    cropped = like.shape[-2] % 2 or like.shape[-1] % 2
-    whole, quarter = torch.zeros_like(like) if cropped else torch.empty_like(like), g * 0.25
-    for corner in _corners(whole):
-        corner.copy_(quarter)
-    return whole
+def forward(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, activation: str, pooling: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``y``, mean and 1/std of a piece; weight and bias as `Affine.of` gives them."""
+    nothing = x.new_empty(*x.shape[:3], 0)
+    xhat, mean, rstd = _normalised(x, groups, eps) if groups else (x, nothing, nothing)
+    return pool(value(activation, scaled(xhat, weight, bias)), None, pooling)[0], mean, rstd
 
 
 def norm_act_pool(
@@ -219,12 +150,38 @@ def norm_act_pool(
     mean, rstd = (torch.empty(*x.shape[:3], groups, dtype=dtype, device=x.device) for _ in range(2))
     affine = Affine(weight, bias)
     for at in pieces(x):
-        xhat = x[at].to(dtype)
-        if groups:
-            xhat, mean[at], rstd[at] = _normalised(xhat, groups, eps)
-        u = value(activation, scaled(xhat, *affine.of(at, dtype)))
-        y[at] = pool(u, None, pooling)[0]
+        found = forward(x[at].to(dtype), *affine.of(at, dtype), groups, activation, pooling, eps)
+        y[at], mean[at], rstd[at] = found
     return y, mean, rstd
+
+
+def dual_forward(
+    x: Tensor,
+    dx: Tensor,
+    affine: tuple[Tensor | None, Tensor | None],
+    tangent: tuple[Tensor | None, Tensor | None],
+    groups: int,
+    activation: str,
+    pooling: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``y`` and its tangent, mean, 1/std and the tangents of both, of a piece."""
+    xhat, dxhat = x, dx
+    mean = rstd = dmean = drstd = x.new_empty(*x.shape[:3], 0)
+    if groups:
+        channels, pixels = x.shape[3], x.shape[4] * x.shape[5]
+        xhat, mean, rstd = _normalised(x, groups, eps)
+        dmean = to_groups(dx.sum(_PIXELS), groups, pixels)
+        centred = dx - to_channels(dmean, channels)
+        cross = to_groups((xhat * centred).sum(_PIXELS), groups, pixels)
+        r, dr = to_channels(rstd, channels), to_channels(-rstd * cross, channels)
+        dxhat = normalised_tangent(centred, xhat, r, dr)
+        drstd = -rstd.square() * cross
+    z = scaled(xhat, *affine)
+    dz = affine_tangent(xhat, dxhat, affine[0], *tangent)
+    y, dy = pool(value(activation, z), sloped(activation, z, dz), pooling)
+    assert dy is not None
+    return y, dy, mean, rstd, dmean, drstd
 
 
 def dual_norm_act_pool(
@@ -244,24 +201,12 @@ def dual_norm_act_pool(
     Returns:
         ``y``, ``dy``, mean, 1/std, and the tangents of these two.
     """
-    dtype, channels, pixels = statistics_dtype(x), x.shape[3], x.shape[4] * x.shape[5]
+    dtype = statistics_dtype(x)
     y, dy = (empty_in_layout(x, *pooled_size(x, pooling)) for _ in range(2))
     mean, rstd, dmean, drstd = (torch.empty(*x.shape[:3], groups, dtype=dtype, device=x.device) for _ in range(4))
     affine, tangent = Affine(weight, bias), Affine.tangent(dweight, dbias, weight)
     for at in pieces(x):
-        xhat, dxhat = x[at].to(dtype), dx[at].to(dtype)
-        if groups:
-            xhat, mean[at], rstd[at] = _normalised(xhat, groups, eps)
-            dmean[at] = to_groups(dxhat.sum(_PIXELS), groups, pixels)
-            centred = dxhat - to_channels(dmean[at], channels)
-            cross = to_groups((xhat * centred).sum(_PIXELS), groups, pixels)
-            drstd[at] = -rstd[at].square() * cross
-            r, dr = to_channels(rstd[at], channels), to_channels(-rstd[at] * cross, channels)
-            dxhat = normalised_tangent(centred, xhat, r, dr)
-        w, b = affine.of(at, dtype)
-        z = scaled(xhat, w, b)
-        dz = affine_tangent(xhat, dxhat, w, *tangent.of(at, dtype))
-        y[at], pooled = pool(value(activation, z), sloped(activation, z, dz), pooling)
-        assert pooled is not None
-        dy[at] = pooled
+        given = x[at].to(dtype), dx[at].to(dtype), affine.of(at, dtype), tangent.of(at, dtype)
+        found = dual_forward(*given, groups, activation, pooling, eps)
+        y[at], dy[at], mean[at], rstd[at], dmean[at], drstd[at] = found
     return y, dy, mean, rstd, dmean, drstd

@@ -18,11 +18,11 @@ from fastdistill_kernels.reference.norm_act_pool import (
     normalised_tangent,
     pieces,
     scaled,
-    spread,
     statistics_dtype,
     to_channels,
     to_groups,
 )
+from fastdistill_kernels.reference.pooling import spread
 
 _PIXELS = (-2, -1)
 
@@ -47,16 +47,41 @@ class _Gradients:
         shape = (x.shape[0], x.shape[1], *weight.shape[1:])
         return cls(*(torch.zeros(shape, dtype=dtype, device=x.device) for _ in range(2)))
 
-    def add(self, at: tuple[slice, slice, slice], weight: Tensor, bias: Tensor) -> None:
-        """Takes a piece's share, summed over its images."""
+    def add(self, at: tuple[slice, slice, slice], *shares: Tensor) -> None:
+        """Takes the shares of a piece's images, of weight and bias, where there are such."""
         if self.weight.numel():
-            self.weight[at[:2]] += weight.sum(2)
-            self.bias[at[:2]] += bias.sum(2)
+            for total, share in zip((self.weight, self.bias), shares, strict=True):
+                total[at[:2]] += share.sum(2)
 
 
-def _sums(x: Tensor, per_pixel: bool) -> Tensor:
-    """Sums over pixels, unless every pixel has an affine of its own."""
-    return x if per_pixel else x.sum(_PIXELS)
+def _sums(x: Tensor, w: Tensor | None) -> Tensor:
+    """Sums over pixels, unless every pixel has a weight of its own."""
+    return x.sum(_PIXELS) if w is None or w.shape[-1] == w.shape[-2] == 1 else x
+
+
+def backward(
+    gy: Tensor,
+    x: Tensor,
+    affine: tuple[Tensor | None, Tensor | None],
+    statistics: tuple[Tensor, Tensor],
+    groups: int,
+    activation: str,
+    pooling: str,
+) -> tuple[Tensor, ...]:
+    """``gx``, and with a norm every image's share of the weight's and the bias's gradients, of a piece."""
+    xhat, (w, b) = x, affine
+    channels, pixels = x.shape[3], x.shape[4] * x.shape[5]
+    if groups:
+        mean, r = (to_channels(statistic, channels) for statistic in statistics)
+        xhat = (x - mean).mul_(r)
+    z = scaled(xhat, w, b)
+    gz = sloped(activation, z, spread(gy, None, z, activation, pooling)[0])
+    if not groups:
+        return (gz,)
+    bias_sum, weight_sum = _sums(gz, w), _sums(gz * xhat, w)
+    first, second = _folded(w, bias_sum, weight_sum, groups, channels, pixels)
+    rest = torch.addcmul(-r * first, xhat, -r * second)
+    return rest.addcmul_(gz, r if w is None else r * w), weight_sum, bias_sum
 
 
 def norm_act_pool_backward(
@@ -75,25 +100,12 @@ def norm_act_pool_backward(
     Returns:
         ``gx``, and the weight's and the bias's ``[S, G, ...]``, summed over images.
     """
-    dtype, channels, pixels = statistics_dtype(x), x.shape[3], x.shape[4] * x.shape[5]
-    gx, affine = empty_in_layout(x, *x.shape[4:]), Affine(weight, bias)
-    gradients, per_pixel = _Gradients.zero(x, weight), weight is not None and weight.ndim == 4
+    dtype = statistics_dtype(x)
+    gx, affine, gradients = empty_in_layout(x, *x.shape[4:]), Affine(weight, bias), _Gradients.zero(x, weight)
     for at in pieces(x):
-        xhat = x[at].to(dtype)
-        if groups:
-            r = to_channels(rstd[at], channels)
-            xhat = (xhat - to_channels(mean[at], channels)).mul_(r)
-        w, b = affine.of(at, dtype)
-        z = scaled(xhat, w, b)
-        gz = sloped(activation, z, spread(gy[at].to(dtype), None, z, activation, pooling)[0])
-        if not groups:
-            gx[at] = gz
-            continue
-        bias_sum, weight_sum = _sums(gz, per_pixel), _sums(gz * xhat, per_pixel)
-        gradients.add(at, weight_sum, bias_sum)
-        first, second = _folded(w, bias_sum, weight_sum, groups, channels, pixels)
-        rest = torch.addcmul(-r * first, xhat, -r * second)
-        gx[at] = rest.addcmul_(gz, r if w is None else r * w)
+        given = gy[at].to(dtype), x[at].to(dtype), affine.of(at, dtype), (mean[at], rstd[at])
+        gx[at], *shares = backward(*given, groups, activation, pooling)
+        gradients.add(at, *shares)
     return gx, gradients.weight, gradients.bias
 
 
@@ -112,6 +124,46 @@ def _weighted(w: Tensor | None, total: Tensor) -> Tensor:
     if total.ndim == 6:
         return (total if w is None else w * total).sum(_PIXELS)
     return total if w is None else w[..., 0, 0] * total
+
+
+def dual_backward(
+    cotangents: tuple[Tensor, Tensor],
+    images: tuple[Tensor, Tensor],
+    affine: tuple[Tensor | None, Tensor | None],
+    tangent: tuple[Tensor | None, Tensor | None],
+    statistics: tuple[Tensor, Tensor, Tensor, Tensor],
+    groups: int,
+    activation: str,
+    pooling: str,
+) -> tuple[Tensor, ...]:
+    """``gx, dgx``, and with a norm shares of the gradients of weight and bias and of their tangents, of a piece."""
+    (x, dx), (w, b), (dw, db) = images, affine, tangent
+    xhat, dxhat = x, dx
+    channels, pixels = x.shape[3], x.shape[4] * x.shape[5]
+    if groups:
+        mean, rstd, dmean, drstd = statistics
+        r, dr = to_channels(rstd, channels), to_channels(drstd / rstd, channels)
+        xhat = (x - to_channels(mean, channels)).mul_(r)
+        dxhat = normalised_tangent(dx - to_channels(dmean, channels), xhat, r, dr)
+    z = scaled(xhat, w, b)
+    gu, dgu = spread(*cotangents, z, activation, pooling)
+    assert dgu is not None
+    gz, dgz = sloped(activation, z, gu), sloped(activation, z, dgu)
+    if activation in CURVED:
+        dgz = dgz.addcmul(curvature(activation, z).mul_(affine_tangent(xhat, dxhat, w, dw, db)), gu)
+    if not groups:
+        return gz, dgz
+    bias_sum, weight_sum = _sums(gz, w), _sums(gz * xhat, w)
+    dbias_sum, dweight_sum = _sums(dgz, w), _sums((dgz * xhat).addcmul_(gz, dxhat), w)
+    first, second = _folded(w, bias_sum, weight_sum, groups, channels, pixels)
+    dfirst, dsecond = _folded(w, dbias_sum, dweight_sum, groups, channels, pixels)
+    if dw is not None:
+        by_dweight = _folded(dw, bias_sum, weight_sum, groups, channels, pixels)
+        dfirst, dsecond = dfirst + by_dweight[0], dsecond + by_dweight[1]
+    gx = torch.addcmul(-r * first, xhat, -r * second).addcmul_(gz, r if w is None else r * w)
+    dgx = torch.addcmul(-r * dfirst, gx, dr).addcmul_(xhat, -r * dsecond).addcmul_(dxhat, -r * second)
+    dgx.addcmul_(dgz, r if w is None else r * w)
+    return gx, dgx if dw is None else dgx.addcmul_(gz, r * dw), weight_sum, bias_sum, dweight_sum, dbias_sum
 
 
 def dual_norm_act_pool_backward(
@@ -138,40 +190,21 @@ def dual_norm_act_pool_backward(
         ``gx``, ``dgx``, then value and tangent of the weight's and of the bias's gradient, the values of size 0
         without ``value``.
     """
-    dtype, channels, pixels = statistics_dtype(x), x.shape[3], x.shape[4] * x.shape[5]
+    dtype = statistics_dtype(x)
     gx, dgx = (empty_in_layout(x, *x.shape[4:]) for _ in range(2))
     affine, tangent = Affine(weight, bias), Affine.tangent(dweight, dbias, weight)
     gradients, tangents = _Gradients.zero(x, weight, value), _Gradients.zero(x, weight)
-    per_pixel = weight is not None and weight.ndim == 4
     for at in pieces(x):
-        xhat, dxhat = x[at].to(dtype), dx[at].to(dtype)
-        if groups:
-            r, dr = to_channels(rstd[at], channels), to_channels(drstd[at] / rstd[at], channels)
-            xhat = (xhat - to_channels(mean[at], channels)).mul_(r)
-            dxhat = normalised_tangent(dxhat - to_channels(dmean[at], channels), xhat, r, dr)
-        (w, b), (dw, db) = affine.of(at, dtype), tangent.of(at, dtype)
-        z = scaled(xhat, w, b)
-        gu, dgu = spread(gy[at].to(dtype), dgy[at].to(dtype), z, activation, pooling)
-        assert dgu is not None
-        gz, dgz = sloped(activation, z, gu), sloped(activation, z, dgu)
-        if activation in CURVED:
-            dgz = dgz.addcmul(curvature(activation, z).mul_(affine_tangent(xhat, dxhat, w, dw, db)), gu)
-        if not groups:
-            gx[at], dgx[at] = gz, dgz
-            continue
-        bias_sum, weight_sum = _sums(gz, per_pixel), _sums(gz * xhat, per_pixel)
-        dbias_sum = _sums(dgz, per_pixel)
-        dweight_sum = _sums((dgz * xhat).addcmul_(gz, dxhat), per_pixel)
-        gradients.add(at, weight_sum, bias_sum)
-        tangents.add(at, dweight_sum, dbias_sum)
-        first, second = _folded(w, bias_sum, weight_sum, groups, channels, pixels)
-        dfirst, dsecond = _folded(w, dbias_sum, dweight_sum, groups, channels, pixels)
-        if dw is not None:
-            by_dweight = _folded(dw, bias_sum, weight_sum, groups, channels, pixels)
-            dfirst, dsecond = dfirst + by_dweight[0], dsecond + by_dweight[1]
-        rest = torch.addcmul(-r * first, xhat, -r * second).addcmul_(gz, r if w is None else r * w)
-        gx[at] = rest
-        rest = torch.addcmul(-r * dfirst, rest, dr).addcmul_(xhat, -r * dsecond).addcmul_(dxhat, -r * second)
-        rest.addcmul_(dgz, r if w is None else r * w)
-        dgx[at] = rest if dw is None else rest.addcmul_(gz, r * dw)
+        gx[at], dgx[at], *shares = dual_backward(
+            (gy[at].to(dtype), dgy[at].to(dtype)),
+            (x[at].to(dtype), dx[at].to(dtype)),
+            affine.of(at, dtype),
+            tangent.of(at, dtype),
+            (mean[at], rstd[at], dmean[at], drstd[at]),
+            groups,
+            activation,
+            pooling,
+        )
+        gradients.add(at, *shares[:2])
+        tangents.add(at, *shares[2:])
     return gx, dgx, gradients.weight, tangents.weight, gradients.bias, tangents.bias

@@ -81,7 +81,8 @@ def _empty(z: Tensor) -> Tensor:
 def _pieces(z: Tensor) -> Iterator[tuple[slice, slice]]:
     """Students and groups of every piece; one, at least, of each."""
     students, groups = z.shape[:2]
-    room = _PIECE * torch.get_num_threads() if z.device.type == "cpu" else z.numel()
+    whole = z.device.type != "cpu" or torch.compiler.is_compiling()
+    room = z.numel() if whole else _PIECE * torch.get_num_threads()
     pairs = max(1, room // max(1, z.shape[2] * z.shape[3]))
     across, down = max(1, min(groups, pairs)), max(1, pairs // max(1, groups))
     for first in range(0, students, down):

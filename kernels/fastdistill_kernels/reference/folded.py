@@ -1,0 +1,85 @@
+"""Convolutions and their gradients as a compiled program for a CPU takes them: whole, in one persistent layout.
+
+Students' channels lie beside each other, images ``[S, G, n, C, H, W]`` as ``(G, n, H, W, S, C)`` in memory, which is
+the channels-last layout of one grouped convolution of ``S·C`` channels. So a convolution's result is the next one's
+argument as it is, and what lies between is vectorised over channels. Values are those of `reference.convolution`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_FEW = 8  # images of a pair below which pairs of all groups share a call: they cost a copy, calls cost their overhead
+
+
+def _images(x: Tensor, by_group: bool) -> Tensor:
+    """``[S, G, n, C, H, W]`` as ``[G·n, S·C, H, W]``, or with every pair's own channels ``[n, S·G·C, H, W]``."""
+    students, groups, count, channels, height, width = x.shape
+    if by_group:
+        return _channels_last(x.permute(2, 4, 5, 0, 1, 3).reshape(count, height, width, students * groups * channels))
+    return _channels_last(x.permute(1, 2, 4, 5, 0, 3).reshape(groups * count, height, width, students * channels))
+
+
+def _channels_last(pixels: Tensor) -> Tensor:
+    return pixels.permute(0, 3, 1, 2)
+
+
+def _back(y: Tensor, students: int, groups: int, by_group: bool) -> Tensor:
+    """The inverse of `_images`."""
+    pixels = y.permute(0, 2, 3, 1)
+    apart: Tensor
+    if by_group:
+        apart = pixels.unflatten(-1, (students, groups, -1)).permute(3, 4, 0, 5, 1, 2)
+    else:
+        apart = pixels.unflatten(-1, (students, -1)).unflatten(0, (groups, -1)).permute(4, 0, 1, 5, 2, 3)
+    return apart
+
+
+def _weights(weight: Tensor) -> Tensor:
+    """``[..., O, I, k, k]`` as those of a grouped convolution."""
+    return weight.flatten(0, -5).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+
+
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """``x ∗ w + b`` with weights ``[S, ...]``, or ``[S, G, ...]`` where groups have their own."""
+    students, groups, by_group = weight.shape[0], x.shape[1], weight.ndim == 6
+    folded = None if bias is None else bias.flatten()
+    pairs = weight.shape[:-4].numel()
+    y = functional.conv2d(_images(x, by_group), _weights(weight), folded, stride, padding, groups=pairs)
+    return _back(y, students, groups, by_group)
+
+
+def _backward(
+    gy: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, pairs: int, wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    sides = ([stride, stride], [padding, padding], [1, 1], False, [0, 0])
+    gx, gw, _ = torch.ops.aten.convolution_backward(gy, x, weight, None, *sides, pairs, [*wanted, False])
+    return gx, gw
+
+
+def input_gradient(gy: Tensor, weight: Tensor, size: tuple[int, int], stride: int, padding: int) -> Tensor:
+    """``gx`` of ``x ∗ w``."""
+    students, groups, by_group, pairs = weight.shape[0], gy.shape[1], weight.ndim == 6, weight.shape[:-4].numel()
+    folded = _images(gy, by_group)
+    like = _channels_last(folded.new_empty(len(folded), *size, pairs * weight.shape[-3]))
+    gx, _ = _backward(folded, like, _weights(weight), stride, padding, pairs, [True, False])
+    return _back(gx, students, groups, by_group)
+
+
+def weight_gradient(x: Tensor, gy: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """``gw [S, G, O, I, k, k]``."""
+    students, groups, count, features = gy.shape[:4]
+    x = x.expand(students, groups, *x.shape[2:])
+    if groups > 1 and count >= _FEW:
+        parts = [
+            weight_gradient(x[:, group, None], gy[:, group, None], kernel, stride, padding)[:, 0]
+            for group in range(groups)
+        ]
+        return torch.stack(parts, dim=1)
+    pairs = students * groups
+    like = gy.new_empty(pairs * features, kernel, kernel, x.shape[3]).permute(0, 3, 1, 2)
+    _, gw = _backward(_images(gy, True), _images(x, True), like, stride, padding, pairs, [False, True])
+    apart: Tensor = gw.unflatten(0, (students, groups, features))
+    return apart
