@@ -151,6 +151,9 @@ class RunConfig:
         dtype: float32 or float64.
         threads: CPU threads; 0 keeps the machine's default.
         chunk: most students in memory at once; 0 for all.
+        derivatives: auto, or functional for torch.func alone, where auto is a program of dual layers for students made
+            of layers it has.
+        compile: compile programs of dual layers, which takes 15 to 60 seconds before the first steps.
         output: folder of run folders.
         log_every: steps between lines of metrics.
         picture_every: steps between pictures; 0 for only the last.
@@ -174,6 +177,8 @@ class RunConfig:
     dtype: str = "float32"
     threads: int = 0
     chunk: int = 0
+    derivatives: str = "auto"
+    compile: bool = False
     output: str = "runs"
     log_every: int = 10
     picture_every: int = 0
@@ -219,6 +224,7 @@ class RunConfig:
         at_most(4096, threads=self.threads)
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, ("float32", "float64"))
+        one_of("derivatives", self.derivatives, ("auto", "functional"))
 
     def _needs_all_steps(self) -> str:
         """The setting that a run which ends by its time would leave halfway; empty where there is none."""

@@ -16,7 +16,6 @@ from fastdistill.method_configs import (
     DistributionConfig,
     ImplicitConfig,
     MatchingConfig,
-    MethodConfig,
     TrajectoryConfig,
     UnrolledConfig,
 )
@@ -122,27 +121,32 @@ def _of_chunk(
     config: RunConfig, device: torch.device, chunk: int, shape: tuple[int, int, int], num_classes: int
 ) -> Plan:
     cost = forward_cost(student_module(config.student, shape, num_classes), shape)
-    if outside_the_dual_program(config.method):
-        cost = replace(cost, unsupported=outside_the_dual_program(config.method))
+    cost = replace(cost, unsupported=outside_the_dual_program(config) or cost.unsupported)
     images, students = _images(config, num_classes), config.students * config.runs
     frozen = isinstance(config.method, MatchingConfig)  # while gradients are matched
+
+    def batching(students: int, groups: int, images: int, frozen: bool) -> Batching:
+        chosen = choose_batching(cost, device, students=students, groups=groups, images=images, frozen=frozen)
+        return replace(chosen, compiled=config.compile and chosen.path is Path.DUAL)
+
     return Plan(
         device=device.type,
         dtype=config.dtype,
         threads=config.threads or torch.get_num_threads(),
         chunk=chunk,
-        real=choose_batching(cost, device, students=chunk, groups=images.groups, images=images.real, frozen=frozen),
-        synthetic=choose_batching(
-            cost, device, students=chunk, groups=images.groups, images=images.synthetic, frozen=frozen
-        ),
-        training=choose_batching(cost, device, students=students, groups=1, images=images.training),
+        real=batching(chunk, images.groups, images.real, frozen),
+        synthetic=batching(chunk, images.groups, images.synthetic, frozen),
+        training=batching(students, 1, images.training, False),
         tf32=torch.backends.cudnn.allow_tf32,
         torch_version=torch.__version__,
     )
 
 
-def outside_the_dual_program(method: MethodConfig) -> str:
-    """Why a method differentiates students by ``torch.func`` whatever they are made of; empty where it does not."""
+def outside_the_dual_program(config: RunConfig) -> str:
+    """Why a run differentiates students by ``torch.func`` whatever they are made of; empty where it does not."""
+    method = config.method
+    if config.derivatives == "functional":
+        return "the configuration asks for torch.func"
     if isinstance(method, DistributionConfig):
         return "distribution matching has no second-order pass"
     if isinstance(method, ImplicitConfig) and method.curvature == "gauss_newton":

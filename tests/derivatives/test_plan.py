@@ -1,11 +1,19 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from fastdistill.derivatives.plan import Batching, Cost, Path, choose_batching, forward_cost
+from fastdistill.derivatives import plan
+from fastdistill.derivatives.plan import Batching, Cost, Path, choose_batching
 from fastdistill.students.architectures import build_student
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def forward_cost(module, shape):
+    """Of a student that the dual program would not take."""
+    return replace(plan.forward_cost(module, shape), unsupported="it is not to be")
 
 
 def convnet(width, size=28):
@@ -63,3 +71,28 @@ def test_the_choice_is_a_function_of_shapes_alone():
 def test_a_batching_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         Batching(path=Path.LOOP, piece=0, students=1)
+
+
+def test_known_layers_are_a_dual_program_of_as_many_images_as_stay_in_cache():
+    small, large = (plan.forward_cost(convnet(width), (1, 28, 28)) for width in (16, 128))
+    rule = choose_batching(large, CPU, students=8, groups=10, images=256)
+    assert (rule.path, rule.groups, rule.students) == (Path.DUAL, 1, 1)
+    assert 4 <= rule.piece <= 64
+    rule = choose_batching(small, CPU, students=8, groups=10, images=1)
+    assert rule == Batching(path=Path.DUAL, piece=1, groups=10, students=8)
+    rule = choose_batching(small, CPU, students=100, groups=10, images=2)
+    assert rule.groups == 10 and 1 < rule.students < 100
+
+
+def test_what_the_dual_program_leaves_to_torch_func():
+    shape = (3, 32, 32)
+    norm = build_student("convnet", channels=3, height=32, width=32, num_classes=10, norm="batch")
+    cost = plan.forward_cost(norm, shape)
+    arguments = {"students": 2, "groups": 1, "images": 10}
+    assert cost.buffers and not cost.unsupported
+    assert choose_batching(cost, CPU, **arguments).path is Path.LOOP  # statistics are the batch's
+    assert choose_batching(cost, CPU, **arguments, frozen=True).path is Path.DUAL
+    assert choose_batching(cost, CUDA, **arguments, frozen=True).path is Path.VMAP  # not measured there yet
+    other = build_student("alexcifarnet", channels=3, height=32, width=32, num_classes=10)
+    assert "MaxPool2d(kernel_size=3" in plan.unsupported(other)
+    assert choose_batching(plan.forward_cost(other, shape), CPU, **arguments).path is Path.LOOP

@@ -93,7 +93,7 @@ def test_phases_count_what_a_step_does(train):
     # labels are around nearly all of a step
     rest = next(phase for phase in found.phases if phase.name == REST)
     assert rest.flops == 0
-    assert rest.launches < 0.1 * total.launches
+    assert rest.traffic < 0.1 * total.traffic
 
 
 def test_a_life_of_students_is_averaged(train):

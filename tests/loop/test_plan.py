@@ -25,8 +25,14 @@ def test_a_plan_survives_its_json():
 
 def test_phases_are_planned_apart():
     plan = make_plan(config(students=8), (1, 28, 28), 10)
-    assert plan.real.path is Path.LOOP
-    assert plan.synthetic.path is Path.VMAP
+    assert (plan.real.path, plan.synthetic.path) == (Path.DUAL, Path.DUAL)
+    assert plan.real.students < plan.synthetic.students  # one real batch fills the cache, several synthetic ones do
+    other = replace(config(students=8), student=StudentConfig(architecture="alexcifarnet"))
+    for outside in (other, config(students=8, derivatives="functional")):
+        found = make_plan(outside, (1, 28, 28), 10)
+        assert (found.real.path, found.synthetic.path) == (Path.LOOP, Path.VMAP)
+    compiled = make_plan(config(students=8, compile=True), (1, 28, 28), 10)
+    assert compiled.real.compiled and compiled.synthetic.compiled and compiled.training.compiled
     assert plan.torch_version == torch.__version__
 
 

@@ -56,7 +56,7 @@ class NormActPool:
         """Output and what is kept."""
         x = _as_images(xs[0])
         y, mean, rstd = self._operators.norm_act_pool(x, *self._affine(own), eps=self.eps, **self._settings(x))
-        return _asgiven(y, xs[0]), (xs[0], mean, rstd)
+        return _shaped_like(y, xs[0]), (xs[0], mean, rstd)
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
@@ -64,7 +64,7 @@ class NormActPool:
         gx, gw, gb = self._operators.norm_act_pool_backward(
             _as_images(gy), x, *self._affine(own), *kept[1:], **self._settings(x)
         )
-        return (_asgiven(gx, kept[0]),), given(gw, gb)
+        return (_shaped_like(gx, kept[0]),), given(gw, gb) if wanted.weights else ()
 
     def dual_forward(
         self, own: Own, along: Own, xs: tuple[Tensor, ...], dxs: Cotangents
@@ -75,7 +75,7 @@ class NormActPool:
         y, dy, *statistics = self._operators.dual_norm_act_pool(
             x, _as_images(dx), weight, dweight, bias, dbias, eps=self.eps, **self._settings(x)
         )
-        return _asgiven(y, xs[0]), _asgiven(dy, xs[0]), (xs[0], dx, *statistics)
+        return _shaped_like(y, xs[0]), _shaped_like(dy, xs[0]), (xs[0], dx, *statistics)
 
     def dual_backward(
         self, own: Own, along: Own, kept: Kept, gy: Tensor, dgy: Tensor, wanted: Wanted
@@ -97,7 +97,7 @@ class NormActPool:
             value=False,
             **self._settings(x),
         )
-        return (_asgiven(gx, like),), (_asgiven(dgx, like),), given(dgw, dgb)
+        return (_shaped_like(gx, like),), (_shaped_like(dgx, like),), given(dgw, dgb) if wanted.weights else ()
 
 
 def _as_images(x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def _as_images(x: Tensor) -> Tensor:
     return x[..., None, None] if x.ndim == 4 else x
 
 
-def _asgiven(x: Tensor, like: Tensor) -> Tensor:
+def _shaped_like(x: Tensor, like: Tensor) -> Tensor:
     return x[..., 0, 0] if like.ndim == 4 else x
 
 

@@ -60,13 +60,12 @@ class Dual(Functional):
     def logits(self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``[S, n, C]`` in eval mode of images ``[S, n, D, H, W]`` or, shared, ``[n, D, H, W]``."""
         parameters, paired = self.layout.views(weights), images[None, None] if images.ndim == 4 else images[:, None]
-        rows: list[list[Tensor]] = []
-        for piece in self._pieces(weights.shape[0], 1, images.shape[-4]):
+        students, count = weights.shape[0], images.shape[-4]
+        logits = weights.new_empty(students, 1, count, self._program.classes(self.layout))
+        for piece in self._pieces(students, 1, count):
             own, state = _some(parameters, piece.students), _some(buffers, piece.students)
-            if not piece.images.start:
-                rows.append([])
-            rows[-1].append(self._logits(own, state, _of(paired, piece))[:, 0])
-        return torch.cat([torch.cat(row, dim=1) for row in rows])
+            logits[(*piece.pairs, piece.images)] = self._logits(own, state, _of(paired, piece))
+        return logits[:, 0]
 
     def value_and_gradient(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fastdistill.derivatives.dual.graph import Step, read
 from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted, operators
+from fastdistill.derivatives.layout import Layout
 
 Named = Mapping[str, Tensor]
 
@@ -48,10 +49,23 @@ class Program:
         self._moving = [False] * (self.steps[-1].output + 1)
         for step in self.steps:
             self._moving[step.output] = bool(step.layer.weights) or any(self._moving[i] for i in step.inputs)
+        last = {number: place for place, step in enumerate(self.steps) for number in step.inputs}
+        # by step, the values that no later one reads
+        self._dead = [[one for one, reader in last.items() if reader == place] for place in range(len(self.steps))]
+
+    def classes(self, layout: Layout) -> int:
+        """``C``, by the last layer's weight."""
+        return layout.shapes[self.steps[-1].layer.weights[0]][0]
 
     def logits(self, weights: Named, buffers: Named, images: Tensor) -> Tensor:
         """Logits ``[S, G, n, C]`` of images ``[S, G, n, D, H, W]``, whose S or G may be 1."""
-        return self._forward(weights, buffers, images)[0]
+        values: dict[int, Tensor] = {0: images}
+        for place, step in enumerate(self.steps):
+            inputs = (values[i] for i in step.inputs)
+            values[step.output], _ = step.layer.forward(_own(step, weights, buffers), *inputs)
+            for number in self._dead[place]:
+                del values[number]
+        return values[self.steps[-1].output]
 
     def gradient(
         self, weights: Named, buffers: Named, images: Tensor, labels: Tensor, share: float
