@@ -324,9 +324,15 @@ def _presets(words: list[str]) -> int:
 
 def _env(words: list[str]) -> int:
     plain_parser("env", "Describe this machine.").parse(words)
+    from fastdistill.derivatives.plan import unsupported
     from fastdistill.loop.environment import describe_environment
+    from fastdistill.students.architectures import ARCHITECTURES, build_student
 
     description: dict[str, Any] = describe_environment()
+    description["derivatives"] = {}
+    for name in ARCHITECTURES:
+        why = unsupported(build_student(name, channels=3, height=32, width=32, num_classes=10))
+        description["derivatives"][name] = f"torch.func: {why}" if why else "dual layers on a CPU, torch.func elsewhere"
     print(json.dumps(description, indent=1))
     return DONE
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from fastdistill.config import RunConfig
-from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
+from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost, unsupported
 from fastdistill.loop.environment import memory_limit
 from fastdistill.loop.memory import step_forecast
 from fastdistill.loop.sizes import Sizes
@@ -104,7 +106,12 @@ def make_plan(
         num_classes: ``C``.
         sizes: how many real images there are; without, just enough for the real batches.
         limit: bytes of memory of the machine; measured when not given.
+
+    Raises:
+        ValueError: for a run to be compiled where there is nothing that compiles C++.
     """
+    if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        raise ValueError("expected a C++ compiler for compile true, found none: install g++, or leave compile out")
     device = resolve_device(config.device)
     drawn = 2 * _images(config, num_classes).real + config.ipc
     sizes = sizes or Sizes(shape=shape, classes=(drawn,) * num_classes, test=0)
@@ -140,6 +147,16 @@ def _of_chunk(
         tf32=torch.backends.cudnn.allow_tf32,
         torch_version=torch.__version__,
     )
+
+
+def derivatives(config: RunConfig, plan: Plan, shape: tuple[int, int, int], num_classes: int) -> str:
+    """What a run says of how it differentiates students, and why."""
+    if plan.synthetic.path is Path.DUAL:
+        return f"derivatives by dual layers{', compiled' if plan.synthetic.compiled else ''}"
+    why = outside_the_dual_program(config) or unsupported(student_module(config.student, shape, num_classes))
+    if not why and plan.device != "cpu":
+        why = "dual layers have not been measured on such a device"
+    return f"derivatives by torch.func: {why or 'batch norm has the statistics of every batch'}"
 
 
 def outside_the_dual_program(config: RunConfig) -> str:

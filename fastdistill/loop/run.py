@@ -29,7 +29,7 @@ from fastdistill.loop.fingerprint import data_hash, seen_hash
 from fastdistill.loop.memory import forecast_here, refuse_what_does_not_fit
 from fastdistill.loop.opened_experts import open_experts
 from fastdistill.loop.outer import State, Step, outer_step
-from fastdistill.loop.plan import Plan, make_plan, resolve_device
+from fastdistill.loop.plan import Plan, derivatives, make_plan, resolve_device
 from fastdistill.loop.record import BEST_FILE, LAST_FILE, Recorder, Result
 from fastdistill.loop.retry import retrying
 from fastdistill.loop.savings import savings
@@ -136,6 +136,7 @@ def _run(
     predicted, available = forecast_here(config, plan, sizes, judge=judge), available_memory(device)
     refuse_what_does_not_fit(predicted, available, partial(savings, config, plan, sizes))
     progress.say(predicted.sentence(available))
+    progress.say(derivatives(config, plan, sizes.shape, len(sizes.classes)))
     torch.set_num_threads(plan.threads)
     torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)

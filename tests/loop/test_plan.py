@@ -1,16 +1,17 @@
 import json
+import shutil
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
-from fastdistill.config import RunConfig, StudentConfig
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.derivatives.plan import Path
 from fastdistill.loop.memory import step_forecast
-from fastdistill.loop.plan import Plan, halves, make_plan, resolve_device
+from fastdistill.loop.plan import Plan, derivatives, halves, make_plan, resolve_device
 from fastdistill.loop.sizes import Sizes
-from fastdistill.method_configs import matching_recipe
+from fastdistill.method_configs import DistributionConfig, UnrolledConfig, matching_recipe
 
 
 def config(**changes):
@@ -90,3 +91,31 @@ def test_a_missing_device_is_named():
         assert resolve_device("auto").type == "cpu"
         with pytest.raises(ValueError, match="use --device cpu"):
             resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({}, "derivatives by dual layers"),
+        ({"compile": True}, "derivatives by dual layers, compiled"),
+        ({"derivatives": "functional"}, "derivatives by torch.func: the configuration asks for torch.func"),
+        ({"student": StudentConfig(architecture="alexcifarnet")}, "derivatives by torch.func: there is no dual layer"),
+        ({"method": DistributionConfig()}, "derivatives by torch.func: distribution matching has no second-order pass"),
+        (
+            {"student": StudentConfig(norm="batch"), "method": UnrolledConfig(batches=1)},
+            "derivatives by torch.func: batch norm has the statistics of every batch",
+        ),
+    ],
+)
+def test_a_run_says_what_differentiates_its_students(changes, says):
+    own = isinstance(changes.get("method"), UnrolledConfig)
+    settings = RunConfig(device="cpu", evaluation=EvaluationConfig(protocol="own" if own else "default"), **changes)
+    plan = make_plan(settings, (3, 32, 32), 10)
+    assert derivatives(settings, plan, (3, 32, 32), 10).startswith(says)
+
+
+def test_nothing_is_compiled_without_a_compiler(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    make_plan(config(), (1, 28, 28), 10)
+    with pytest.raises(ValueError, match="expected a C"):
+        make_plan(config(compile=True), (1, 28, 28), 10)
