@@ -26,6 +26,7 @@ from fastdistill.students.ensemble import student_module
 # Of all memory the machine has, not of what happens to be free: two processes with one configuration plan alike, and
 # so give identical bits. The rest is for selections, the evaluation and other programs.
 _SHARE = 0.6
+_COMPILING_TORCH = (2, 13)  # 2.11 lowers no convolution of students' interleaved channels
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -108,8 +109,11 @@ def make_plan(
         limit: bytes of memory of the machine; measured when not given.
 
     Raises:
-        ValueError: for a run to be compiled where there is nothing that compiles C++.
+        ValueError: for a run to be compiled where there is nothing that compiles C++, or under an older torch.
     """
+    if config.compile and tuple(map(int, torch.__version__.split(".")[:2])) < _COMPILING_TORCH:
+        needed = ".".join(map(str, _COMPILING_TORCH))
+        raise ValueError(f"expected torch {needed} or later for compile true, got {torch.__version__}: leave it out")
     if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         raise ValueError("expected a C++ compiler for compile true, found none: install g++, or leave compile out")
     device = resolve_device(config.device)

@@ -119,3 +119,9 @@ def test_nothing_is_compiled_without_a_compiler(monkeypatch):
     make_plan(config(), (1, 28, 28), 10)
     with pytest.raises(ValueError, match="expected a C"):
         make_plan(config(compile=True), (1, 28, 28), 10)
+
+
+def test_nothing_is_compiled_by_an_older_torch(monkeypatch):
+    monkeypatch.setattr(torch, "__version__", "2.11.0+cpu")
+    with pytest.raises(ValueError, match=r"expected torch 2.13 or later for compile true, got 2.11.0"):
+        make_plan(config(compile=True), (1, 28, 28), 10)

@@ -23,7 +23,8 @@ def _images(x: Tensor, by_group: bool) -> Tensor:
 
 
 def _channels_last(pixels: Tensor) -> Tensor:
-    return pixels.permute(0, 3, 1, 2)
+    """``[N, H, W, C]``, dense in memory (which results of convolutions are), as images ``[N, C, H, W]``."""
+    return pixels.contiguous().permute(0, 3, 1, 2)
 
 
 def _back(y: Tensor, students: int, groups: int, by_group: bool) -> Tensor:
