@@ -39,7 +39,7 @@ def halved(plan: Plan) -> Plan | None:
     def smaller(batching: Batching) -> Batching:
         if plan.chunk > 1:
             return replace(batching, students=min(batching.students, chunk))
-        return replace(batching, piece=-(-batching.piece // 2), students=1)
+        return replace(batching, piece=-(-batching.piece // 2), students=1, groups=-(-batching.groups // 2))
 
     half = replace(
         plan,

@@ -48,7 +48,7 @@ def test_a_chunk_is_what_one_program_takes(sizes):
     assert make_experts_plan(settings(), sizes).chunk == 12
     large = Sizes(shape=(3, 32, 32), classes=(500,) * 10, test=100)
     plan = make_experts_plan(settings(width=128), large)
-    assert (plan.chunk, plan.training.path) == (1, Path.LOOP)  # nothing to batch, and saved after each one's epoch
+    assert (plan.chunk, plan.training.path) == (1, Path.DUAL)  # nothing to batch, and saved after each one's epoch
     assert make_experts_plan(settings(width=128, chunk=5), large).chunk == 5
     assert make_experts_plan(settings(chunk=50), sizes).chunk == 12
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.sources import load_source
-from fastdistill.derivatives.functional import Functional
+from fastdistill.derivatives.dual.primitive import Dual
 from fastdistill.failures import Stopped
 from fastdistill.loop.run import config_hash, run
 from fastdistill.method_configs import matching_recipe
@@ -248,7 +248,7 @@ def test_a_judgement_goes_on_behind_its_last_arm(tmp_path, digits):
 
 
 def test_a_run_out_of_memory_goes_on_in_smaller_chunks(tmp_path, digits, monkeypatch):
-    plain = Functional.products
+    plain = Dual.products
 
     def small(self, weights, *arguments, **options):
         if len(weights) > 2 and not weights.is_meta:  # the forecast counts on the meta device
@@ -257,7 +257,7 @@ def test_a_run_out_of_memory_goes_on_in_smaller_chunks(tmp_path, digits, monkeyp
 
     settings = config(tmp_path / "whole", students=8, dtype="float64", steps=4)
     whole = run(settings, digits, judge=False)
-    monkeypatch.setattr(Functional, "products", small)
+    monkeypatch.setattr(Dual, "products", small)
     told = Told()
     found = run(replace(settings, output=str(tmp_path / "small")), digits, progress=told, judge=False)
     assert [text for text in told.said if text.startswith("out of memory")] == [
