@@ -1,4 +1,4 @@
-"""Measures the rule of `fastdistill.derivatives.plan.choose_batching`: one vmapped program against a loop over pairs.
+"""Measures the rule of `fastdistill.derivatives.plan.choose_batching` for torch.func: one program or a loop over pairs.
 
 Run ``python -m bench.batching --device cpu --out bench/results/cpu/batching.json``.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bench.problems import by_functional
 from bench.timing import interleaved, write_results
 from fastdistill.derivatives.functional import Functional
 from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
@@ -32,7 +33,7 @@ def measure(
     """Seconds of a gradient and of ``K v`` by every candidate batching, and what the rule chooses."""
     students, groups, images = shape
     module = build_student("convnet", channels=channels, height=height, width=height, num_classes=10, net_width=width)
-    cost = forward_cost(module, (channels, height, height))
+    cost = by_functional(forward_cost(module, (channels, height, height)))
     indices = torch.arange(students, device=device)
     weights = initial_weights(module, "default", seed=0, step=0, students=indices)
     generator = torch.Generator(device).manual_seed(0)

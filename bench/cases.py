@@ -10,7 +10,8 @@ from functools import partial
 import torch
 
 Step = Callable[[], object]
-ENGINES = ("naive", "functional", "compiled")
+ENGINES = ("naive", "functional", "compiled", "dual", "dual-compiled")
+COMPILED = ("compiled", "dual-compiled")  # of whose steps only the operations are known
 PRECISIONS = ("float32", "tf32", "bf16")
 _MOST = 64  # students
 
@@ -22,7 +23,7 @@ class Case:
     Attributes:
         group: the workload.
         problem: what of it is computed, sizes and method.
-        engine: naive, functional or compiled.
+        engine: naive, functional, compiled, dual or dual-compiled.
         students: ``S``; the textbook has one at a time.
         images: images that one student's network is shown in a step, real and synthetic; 0 where there is no network.
         make: builds the step on a device; what it builds is not part of the step.
@@ -62,6 +63,18 @@ class Case:
         precision = "" if self.precision == "float32" else f"-{self.precision}"
         return f"{self.group}/{self.problem}/naive{precision}/S1"
 
+    @property
+    def compiled(self) -> bool:
+        """Whether its step is compiled code."""
+        return self.engine in COMPILED
+
+    def runs_on(self, device: str) -> bool:
+        """Whether it is measured on a kind of device."""
+        if device == "cuda":
+            # there a plan is for torch.func whatever a student is made of, which has its own cases
+            return not self.engine.startswith("dual")
+        return not self.cuda and self.precision == "float32"
+
 
 def family(
     group: str,
@@ -74,6 +87,9 @@ def family(
     short: Sequence[int] = (),
     compiled: Sequence[int] = (),
     short_compiled: Sequence[int] = (),
+    dual: Sequence[int] = (),
+    short_dual: Sequence[int] = (),
+    dual_compiled: Sequence[int] = (),
     cpu: int = _MOST,
     precisions: bool = False,
 ) -> list[Case]:
@@ -89,6 +105,9 @@ def family(
         short: those of them in the short set, to which the textbook then belongs too.
         compiled: those of them that are also compiled.
         short_compiled: those of these in the short set.
+        dual: those of them that are also dual programs.
+        short_dual: those of these in the short set.
+        dual_compiled: those of them that are also compiled dual programs.
         cpu: most students on a CPU; 0 for a problem that is too large for one.
         precisions: on a GPU, measure it with TF32 too, as those compute by default, and the textbook in bfloat16.
     """
@@ -103,7 +122,13 @@ def family(
         cuda=not cpu,
     )
     found = [first]
-    for name, counts in (("functional", students), ("compiled", compiled)):
+    engines: tuple[tuple[str, Sequence[int], Sequence[int]], ...] = (
+        ("functional", students, short),
+        ("compiled", compiled, short_compiled),
+        ("dual", dual, short_dual),
+        ("dual-compiled", dual_compiled, ()),
+    )
+    for name, counts, some in engines:
         for count in counts:
             found.append(
                 replace(
@@ -111,7 +136,7 @@ def family(
                     engine=name,
                     students=count,
                     make=partial(engine, count, name),
-                    short=count in (short if name == "functional" else short_compiled),
+                    short=count in some,
                     cuda=count > cpu,
                 )
             )

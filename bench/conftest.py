@@ -54,7 +54,7 @@ def selected(config: pytest.Config) -> list[Case]:
     option = config.option
     found = chosen_cases(option.set, option.device, option.only)
     # where there may not be time for all, there is first for a few students of everything, and last for compilation
-    order = (lambda case: (case.engine == "compiled", case.students)) if option.deadline else lambda case: 0
+    order = (lambda case: (case.compiled, case.students)) if option.deadline else lambda case: 0
     return sorted(found, key=order)
 
 

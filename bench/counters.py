@@ -62,7 +62,7 @@ def count(case: Case, step: Step, counted: Counted | None = None) -> Counters:
         if gc.isenabled():
             gc.disable()
             around.callback(gc.enable)
-        if case.engine == "compiled":
+        if case.compiled:
             around.enter_context(torch.compiler.set_stance("force_eager"))
         ledger, counted = around.enter_context(Ledger()), around.enter_context(counted or Counted())
         step()

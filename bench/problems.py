@@ -17,7 +17,8 @@ from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.arrays import from_arrays
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.functional import Functional
-from fastdistill.derivatives.plan import Batching
+from fastdistill.derivatives.plan import Batching, Cost, Path, choose_batching
+from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import outer_step
 from fastdistill.loop.plan import Plan, make_plan
@@ -90,7 +91,40 @@ class Compiled(Functional):
         self.products = torch.compile(super().products, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
 
 
-PRIMITIVES: Mapping[str, Primitive] = {"functional": Functional, "compiled": Compiled}
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """A way to differentiate students, as a run's configuration asks for it.
+
+    Attributes:
+        make: makes the primitive of a batching.
+        derivatives: auto or functional, as in a configuration.
+        compile: likewise.
+    """
+
+    make: Primitive = make_primitive
+    derivatives: str = "auto"
+    compile: bool = False
+
+    def batching(self, cost: Cost, device: torch.device, *, students: int, groups: int, images: int) -> Batching:
+        """As a plan chooses it."""
+        if self.derivatives == "functional":
+            cost = by_functional(cost)
+        chosen = choose_batching(cost, device, students=students, groups=groups, images=images)
+        return replace(chosen, compiled=self.compile and chosen.path is Path.DUAL)
+
+
+def by_functional(cost: Cost) -> Cost:
+    """The same for a batching that is for ``torch.func`` whatever the student is made of."""
+    return replace(cost, unsupported="torch.func is measured")
+
+
+FUNCTIONAL = Implementation(make=Functional, derivatives="functional")
+PRIMITIVES: Mapping[str, Implementation] = {
+    "functional": FUNCTIONAL,
+    "compiled": Implementation(make=Compiled, derivatives="functional"),
+    "dual": Implementation(),
+    "dual-compiled": Implementation(compile=True),
+}
 
 
 def engine_step(
@@ -100,7 +134,7 @@ def engine_step(
     *,
     students: int,
     ipc: int = 1,
-    primitive: Primitive = Functional,
+    primitive: Implementation = FUNCTIONAL,
     chunk: int = 0,
 ) -> Step:
     """The engine's outer step with fresh students: always the second one of a run, since the first does more.
@@ -111,7 +145,7 @@ def engine_step(
         device: where.
         students: ``S``.
         ipc: ``M``.
-        primitive: makes the student's derivative.
+        primitive: how students are differentiated.
         chunk: most students in memory at once; all of them by default, whatever the machine's memory is, so that one
             program is compared everywhere.
     """
@@ -124,11 +158,13 @@ def engine_step(
         evaluation=EvaluationConfig(protocol="own" if own else "default"),
         device=device.type,
         chunk=chunk or students,
+        derivatives=primitive.derivatives,
+        compile=primitive.compile,
     )
     store = problem.store(device)
     plan: Plan = make_plan(config, store.shape, store.num_classes)
     experts = RandomExperts.of(config, store.shape, CLASSES) if isinstance(method, TrajectoryConfig) else None
-    made = make_method(config, plan, store, primitive, experts=experts)
+    made = make_method(config, plan, store, primitive.make, experts=experts)
     state = replace(initial_state(config, plan, store), step=1)
     descent = make_descent(method)
     return lambda: outer_step(made, descent, state)

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.cases import COMPILED
+
 HEADS = (
     "benchmark",
     "step ms",
@@ -66,7 +68,7 @@ def rows_of(found: Sequence[Found], machine: Found) -> list[list[str]]:
 
 def _row(entry: Found, by_name: Mapping[str, Found], peaks: Found) -> list[str]:
     seconds, students, counters = entry["median_s"], entry["students"], entry["counters"]
-    naive = by_name.get(yardstick_of(entry), {})
+    naive, known = by_name.get(yardstick_of(entry), {}), entry["engine"] not in COMPILED
     flops, traffic = counters["flops"] / seconds, counters["traffic"] / seconds
     peak = peaks.get(f"matmul_{entry['precision']}_flops_per_s", peaks["matmul_float32_flops_per_s"])
     held, memory = counters["peak_bytes"], entry.get("peak_memory")
@@ -79,12 +81,12 @@ def _row(entry: Found, by_name: Mapping[str, Found], peaks: Found) -> list[str]:
         _figure(counters["flops"] / 1e9) if flops else "",
         _figure(flops / 1e9) if flops else "",
         f"{100 * flops / peak:.0f}" if flops else "",
-        _figure(traffic / 1e9) if entry["engine"] != "compiled" else "",
-        f"{100 * traffic / peaks['copy_bytes_per_s']:.0f}" if entry["engine"] != "compiled" else "",
-        f"{100 * entry['floor_s'] / seconds:.0f}" if entry["engine"] != "compiled" else "",
-        str(counters["dispatches"]) if entry["engine"] != "compiled" else f"{counters['graphs']} graphs",
-        _figure(held / 1e6) if entry["engine"] != "compiled" else "",
-        _ratio(held / students, naive.get("counters", {}).get("peak_bytes")) if entry["engine"] != "compiled" else "",
+        _figure(traffic / 1e9) if known else "",
+        f"{100 * traffic / peaks['copy_bytes_per_s']:.0f}" if known else "",
+        f"{100 * entry['floor_s'] / seconds:.0f}" if known else "",
+        str(counters["dispatches"]) if known else f"{counters['graphs']} graphs",
+        _figure(held / 1e6) if known else "",
+        _ratio(held / students, naive.get("counters", {}).get("peak_bytes")) if known else "",
         _figure(memory / 1e6) if memory else "",
         _ratio(memory / students, naive.get("peak_memory")) if memory else "",
         _figure(entry["first_s"]) if "first_s" in entry else "",

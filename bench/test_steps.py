@@ -38,7 +38,7 @@ def test_step(
     step = case.make(device)
     with computing(case.precision, device):
         counters, first = count(case, step, counted := Counted()), None
-        if case.engine == "compiled":
+        if case.compiled:
             counters, first = with_graphs(counters, step)
         expected = _seconds(step, device)
     textbook = None if case.name == case.yardstick else all_cases()[case.yardstick].make(device)

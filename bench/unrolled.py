@@ -35,6 +35,7 @@ from bench.naive.convnet import ConvNet
 from bench.naive.trajectory import mtt
 from bench.naive.unrolled import Training, Weights, hypergradient, inverse_softplus
 from bench.peak import peak_beyond
+from bench.problems import by_functional
 from bench.timing import interleaved, paired_ratio
 from fastdistill.config import StudentConfig
 from fastdistill.derivatives import plan
@@ -182,7 +183,7 @@ def textbook(problem: Problem, method: str) -> Callable[[], Found]:
 
 
 class Engine:
-    """Value and gradients by `derivatives.unroll`, with the textbook's names.
+    """Value and gradients by `derivatives.unroll` over torch.func, with the textbook's names.
 
     Args:
         problem: see `Problem`.
@@ -194,7 +195,7 @@ class Engine:
     def __init__(self, problem: Problem, sizes: Workload, method: str, piece: int = 0) -> None:
         self._problem, shape = problem, (3, sizes.side, sizes.side)
         module = student_module(StudentConfig(width=sizes.width, depth=sizes.depth), shape, sizes.classes)
-        cost = plan.forward_cost(module, shape)
+        cost = by_functional(plan.forward_cost(module, shape))
 
         def primitive(images: Tensor) -> Functional:
             chosen = plan.choose_batching(cost, images.device, students=1, groups=1, images=len(images))

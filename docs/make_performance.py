@@ -20,7 +20,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from docs import performance_tables as tables
-from docs.measurements import COMPILED, CPU, Machine, Step, read_machine
+from docs.measurements import CPU, Machine, Step, read_machine
 from docs.performance_goals import GOALS
 from docs.performance_plots import DIGEST, Plot, plots_of
 
@@ -42,7 +42,7 @@ def about_machine(machine: Machine, figures: str) -> dict[str, Any]:
         "hardware": machine.hardware,
         "plots": plots,
         "groups": {group: tables.step_rows(steps) for group, steps in groups.items()},
-        "compiled": [step for step in machine.steps if step.engine == COMPILED],
+        "compiled": [step for step in machine.steps if step.compiled],
         "speedups_said": tables.speedups_said(machine.steps),
         "bounds": tables.bound_rows(machine.steps),
         "bounds_said": tables.bounds_said(machine.steps),

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from bench.cases import COMPILED
 from bench.table import load, yardstick_of
 from fastdistill.loop.breakdown import floors
 from fastdistill.loop.peaks import Peaks
 
 Values = Mapping[str, Any]
-TEXTBOOK, FUNCTIONAL, COMPILED = "naive", "functional", "compiled"
+TEXTBOOK, FUNCTIONAL = "naive", "functional"
 CPU = "cpu"
 _COMMITS = {"h200/step.json": "029fc05"}  # the file itself says none, bench/results/README.md does
 _UNKNOWN = ("HEAD", "unknown")
@@ -28,7 +29,7 @@ class Step:
     Attributes:
         group: the workload.
         problem: what of it.
-        engine: naive, functional or compiled.
+        engine: naive, functional, compiled, dual or dual-compiled.
         precision: float32, tf32 or bf16.
         students: ``S``.
         seconds: of a step, the median.
@@ -67,10 +68,15 @@ class Step:
         return f"{self.group}/{self.problem}"
 
     @property
+    def compiled(self) -> bool:
+        """Whether it is compiled code, of which only the operations are known."""
+        return self.engine in COMPILED
+
+    @property
     def floors(self) -> dict[str, float]:
         """Least seconds by what bounds them; of a compiled step that of its operations, the only ones it keeps."""
         found = floors(self.flops, self.traffic, self.launches, self.peaks)
-        return {"compute": found["compute"]} if self.engine == COMPILED else found
+        return {"compute": found["compute"]} if self.compiled else found
 
     @property
     def bound(self) -> tuple[str, float]:
@@ -203,7 +209,7 @@ def steps_of(found: list[dict[str, Any]], peaks: Values) -> list[Step]:
     for entry in found:
         counters, textbook = entry["counters"], by_name.get(yardstick_of(entry), {})
         peak, beside = entry.get("peak_memory"), textbook.get("peak_memory")
-        if not peak and entry["engine"] != COMPILED:
+        if not peak and entry["engine"] not in COMPILED:
             ours, theirs = counters["peak_bytes"], textbook.get("counters", {}).get("peak_bytes")
         else:
             ours, theirs = peak, beside

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from docs.measurements import COMPILED, FUNCTIONAL, TEXTBOOK, Machine, Step, Training, usual_precision
+from docs.measurements import FUNCTIONAL, TEXTBOOK, Machine, Step, Training, usual_precision
 from fastdistill.report.overlay import styles
 
 if TYPE_CHECKING:
@@ -26,6 +26,14 @@ _MORE = ("0.55", "#8C564B", "#7A3E9D")  # beside the palette's seven
 _MARKERS = ("h", "<", ">")
 _PARTS = ("references", "data")
 _REFERENCE = "0.35"
+_HOLLOW = {"linestyle": "--", "markerfacecolor": "white", "markersize": 6}
+# how an engine's lines differ from the workload's look
+_LINES: Mapping[str, Mapping[str, Any]] = {
+    FUNCTIONAL: {},
+    "compiled": _HOLLOW,
+    "dual": {"linewidth": 3},
+    "dual-compiled": {**_HOLLOW, "linewidth": 3},
+}
 # every panel has few enough lines to be told apart
 _PANELS: tuple[tuple[str, Callable[[Step], bool]], ...] = (
     ("8×8 images (digits)", lambda step: step.group not in _PARTS and step.problem.endswith("digits")),
@@ -77,7 +85,7 @@ def plots_of(machine: Machine) -> dict[str, Plot]:
 
     against = [step for step in usual_precision(machine.steps) if step.speedup]
     enter("students", "Times the textbook's speed against students S", against, draw_speedups)
-    counted = [step for step in usual_precision(machine.steps) if step.engine != COMPILED and step.flops]
+    counted = [step for step in usual_precision(machine.steps) if not step.compiled and step.flops]
     enter("roofline", "Operations per second against operations per byte", counted, draw_roofline)
     for file, (_, trainings) in machine.trainings.items():
         name = file.removesuffix(".json")
@@ -89,18 +97,20 @@ def plots_of(machine: Machine) -> dict[str, Plot]:
 
 
 def draw_speedups(steps: Sequence[Step]) -> Figure:
-    """A panel for every kind of workload with a line for each: functional whole, compiled dashed."""
+    """A panel for every kind of workload with a line for each: compiled dashed, dual thick."""
     panels = [(title, [step for step in steps if belongs(step)]) for title, belongs in _PANELS]
     panels = [(title, chosen) for title, chosen in panels if chosen]
     figure = _figure(3.3 * len(panels))
     for axes, (title, chosen) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
         workloads = list(dict.fromkeys(step.workload for step in chosen))
         for workload, look in zip(workloads, _looks(len(workloads)), strict=True):
-            label = _drawn_line(axes, chosen, workload, FUNCTIONAL, {**look, "label": workload})
-            hollow = {**look, "linestyle": "--", "markerfacecolor": "white", "markersize": 6}
-            _drawn_line(axes, chosen, workload, COMPILED, hollow if label else {**hollow, "label": workload})
-        if any(step.engine == COMPILED for step in chosen):
-            axes.plot([], [], linestyle="--", marker="o", color=_REFERENCE, markerfacecolor="white", label="compiled")
+            label: dict[str, Any] = {"label": workload}
+            for engine, changes in _LINES.items():
+                if _drawn_line(axes, chosen, workload, engine, {**look, **changes, **label}):
+                    label = {}
+        for engine, changes in _LINES.items():
+            if changes and any(step.engine == engine for step in chosen):
+                axes.plot([], [], **{"marker": "o", "color": _REFERENCE, **changes, "label": engine})
         axes.axhline(1, color=_REFERENCE, linewidth=1)
         _logarithmic(axes, "x", sorted({step.students for step in chosen}))
         _logarithmic(axes, "y", _round_values([step.speedup or 1 for step in chosen] + [1.0]))

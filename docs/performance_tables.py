@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from docs.measurements import COMPILED, FUNCTIONAL, TEXTBOOK, Machine, Step, Training, usual_precision
+from docs.measurements import FUNCTIONAL, TEXTBOOK, Machine, Step, Training, usual_precision
 from fastdistill.report.formats import duration, rate
 
 _NAMES = {TEXTBOOK: "textbook"}
@@ -40,7 +40,7 @@ def step_rows(steps: Sequence[Step]) -> Rows:
     rows = []
     for step in steps:
         flops, traffic = step.flops / step.seconds, step.traffic / step.seconds
-        size = step.peak or (step.held if step.engine != COMPILED else None)
+        size = step.peak or (None if step.compiled else step.held)
         memory = f"{figure(size / 1e6)} MB" if size else ""
         if step.memory_ratio and step.engine != TEXTBOOK:
             memory += f" ({figure(step.memory_ratio)}×)"
@@ -53,9 +53,7 @@ def step_rows(steps: Sequence[Step]) -> Rows:
                 f"{step.speedup:.2f}" if step.speedup else "",
                 figure(step.students / step.seconds),
                 f"{figure(flops / 1e9)} ({100 * flops / step.peaks.flops:.0f} %)" if step.flops else "",
-                f"{figure(traffic / 1e9)} ({100 * traffic / step.peaks.bandwidth:.0f} %)"
-                if step.engine != COMPILED
-                else "",
+                "" if step.compiled else f"{figure(traffic / 1e9)} ({100 * traffic / step.peaks.bandwidth:.0f} %)",
                 memory,
             )
         )

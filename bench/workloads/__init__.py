@@ -48,7 +48,5 @@ def chosen_cases(which: str, device: str, only: Sequence[str] = ()) -> list[Case
     return [
         case
         for name, case in all_cases().items()
-        if (which == "full" or case.short)
-        and (device == "cuda" or (not case.cuda and case.precision == "float32"))
-        and (not only or any(part in name for part in only))
+        if (which == "full" or case.short) and case.runs_on(device) and (not only or any(part in name for part in only))
     ]

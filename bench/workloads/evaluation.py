@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from unittest import mock
 
 import torch
 
 from bench.cases import Case, Step, family
 from bench.naive.evaluation import train_and_test
-from bench.problems import CIFAR10, CLASSES, DIGITS, MNIST, Problem
-from fastdistill.evaluation.evaluate import evaluate_students
+from bench.problems import CIFAR10, CLASSES, DIGITS, MNIST, PRIMITIVES, Problem
+from fastdistill.evaluation import evaluate
 from fastdistill.evaluation.protocols import protocol
 from fastdistill.students.ensemble import student_module
 from fastdistill.students.training import image_fetch
@@ -62,8 +63,12 @@ def naive(problem: Problem, device: torch.device) -> Step:
     return step
 
 
-def engine(problem: Problem, students: int, _primitive: str, device: torch.device) -> Step:
-    """The engine's training and test of ``S`` networks."""
+def engine(problem: Problem, students: int, primitive: str, device: torch.device) -> Step:
+    """The engine's training and test of ``S`` networks.
+
+    An evaluation plans for itself, by dual layers where it can, and compiles nothing; what else is measured is put in
+    the place of its choices. Compiled programs are kept from step to step, or every step would compile them anew.
+    """
     images, labels = _set(problem, device)
     store = problem.store(device)
     module = student_module(problem.student, problem.shape, CLASSES)
@@ -71,8 +76,14 @@ def engine(problem: Problem, students: int, _primitive: str, device: torch.devic
     judged = protocol("dc", dataset="cifar10", architecture="convnet", norm="instance")
     judged = judged.with_epochs(LENGTHS[problem.name].epochs)
     indices = torch.arange(students, device=device)
-    fetch = image_fetch(images, labels)
-    return lambda: evaluate_students(module, fetch, len(images), store, judged, students=indices, seed=0)
+    fetch, chosen = image_fetch(images, labels), PRIMITIVES[primitive]
+    make = cache(chosen.make) if chosen.compile else chosen.make
+
+    def step() -> object:
+        with mock.patch.multiple(evaluate, choose_batching=chosen.batching, make_primitive=make):
+            return evaluate.evaluate_students(module, fetch, len(images), store, judged, students=indices, seed=0)
+
+    return step
 
 
 def cases() -> list[Case]:
@@ -88,6 +99,9 @@ def cases() -> list[Case]:
             engine=partial(engine, problem),
             students=(1, 4, 16, 64) if small else (1, 4, 20, 64),
             short=(16,) if small else (),
+            dual=(1, 4, 16, 64) if small else (1, 4, 20, 64),
+            short_dual=(16,) if small else (),
+            dual_compiled=(16,) if small else (),
             cpu={DIGITS: 64, NARROW: 20}.get(problem, 0),
             precisions=not small,
         )

@@ -9,7 +9,7 @@ import torch
 from bench.cases import Case, Step, family
 from bench.naive.matching import train_epoch
 from bench.problems import CIFAR10, CLASSES, DIGITS, PRIMITIVES, Problem
-from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.derivatives.plan import forward_cost
 from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.students.ensemble import student_module
 from fastdistill.students.training import Training, train_students
@@ -38,9 +38,9 @@ def engine(problem: Problem, students: int, primitive: str, device: torch.device
     """The engine's epoch of ``S`` networks."""
     store = problem.store(device)
     module = student_module(problem.student, problem.shape, CLASSES)
-    cost = forward_cost(module, problem.shape)
-    batching = choose_batching(cost, device, students=students, groups=1, images=_BATCH)
-    passes, fetch = PRIMITIVES[primitive](module, batching), store_fetch(store, torch.float32)
+    cost, chosen = forward_cost(module, problem.shape), PRIMITIVES[primitive]
+    batching = chosen.batching(cost, device, students=students, groups=1, images=_BATCH)
+    passes, fetch = chosen.make(module, batching), store_fetch(store, torch.float32)
     indices = torch.arange(students, device=device)
     training = Training(epochs=1, learning_rate=_RATE, batch=_BATCH)
 
@@ -66,6 +66,8 @@ def cases() -> list[Case]:
             short=(16,) if small else (),
             compiled=(4,) if small else (),
             short_compiled=(4,) if small else (),
+            dual=(1, 4, 16, 64),
+            dual_compiled=(4, 16) if small else (),
             cpu=64 if small else 0,
             precisions=not small,
         )

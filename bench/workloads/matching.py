@@ -67,6 +67,9 @@ def cases() -> list[Case]:
             students=(1, 4, 16, 64),
             short=(1, 16) if small else (),
             compiled=(1, 4, 16) if small and method == "dc" else (),
+            dual=(1, 4, 16, 64),
+            short_dual=(16,) if small and method == "dc" else (),
+            dual_compiled=(1, 4, 16) if small and method == "dc" else (),
             cpu={"digits": 64, "mnist": 4, "cifar10": 0}[problem.name],
             precisions=not small,
         )

@@ -9,7 +9,7 @@ import torch
 from bench.cases import Case, Step, family
 from bench.naive.products import gradient, hessian_product
 from bench.problems import CLASSES, DIGITS, MNIST, PRIMITIVES, Problem
-from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.derivatives.plan import forward_cost
 from fastdistill.students.ensemble import Ensemble
 
 GROUP = "products"
@@ -33,9 +33,9 @@ def engine(kind: str, problem: Problem, students: int, primitive: str, device: t
     batch = problem.store(device).batch(torch.arange(_REAL, device=device))[None]
     ensemble = Ensemble(problem.student, problem.shape, CLASSES, seed=0, dtype=torch.float32)
     drawn = ensemble.draw(0, torch.arange(students, device=device))
-    cost = forward_cost(ensemble.module, problem.shape)
-    batching = choose_batching(cost, device, students=students, groups=1, images=_REAL)
-    made = PRIMITIVES[primitive](ensemble.module, batching)
+    cost, chosen = forward_cost(ensemble.module, problem.shape), PRIMITIVES[primitive]
+    batching = chosen.batching(cost, device, students=students, groups=1, images=_REAL)
+    made = chosen.make(ensemble.module, batching)
     labels = torch.zeros(batch.shape[:2], dtype=torch.int64, device=device)
     generator = torch.Generator().manual_seed(0)
     vector = torch.randn(students, 1, drawn.weights.shape[1], generator=generator).to(device)
@@ -59,6 +59,9 @@ def cases() -> list[Case]:
                 students=(1, 4, 16, 64),
                 short=(4,) if small and kind == "hessian" else (),
                 compiled=(4,) if small else (),
+                dual=(1, 4, 16, 64),
+                short_dual=(4,) if small and kind == "hessian" else (),
+                dual_compiled=(4, 16) if small else (),
                 cpu=64 if small else 4,
                 precisions=not small,
             )

@@ -78,6 +78,8 @@ def cases() -> list[Case]:
             students=(1, 4, 16, 64),
             short=(16,) if small else (),
             compiled=(16,) if small else (),
+            dual=(1, 4, 16, 64),
+            dual_compiled=(16,) if small else (),
             cpu=64 if small else 0,
             precisions=not small,
         )

@@ -91,6 +91,8 @@ def cases() -> list[Case]:
             students=students,
             short=(1, 16) if small else (),
             compiled=(1, 16) if small else (),
+            dual=students,
+            dual_compiled=(1, 16) if small else (),
             cpu=cpu,
             precisions=not small,
         )

@@ -52,14 +52,21 @@ def test_a_family_has_the_textbook_and_every_number_of_students():
         short=(16,),
         compiled=(16,),
         short_compiled=(16,),
+        dual=(1, 16),
+        short_dual=(16,),
+        dual_compiled=(16,),
     )
     assert [case.name for case in found] == [
         "g/p/naive/S1",
         "g/p/functional/S1",
         "g/p/functional/S16",
         "g/p/compiled/S16",
+        "g/p/dual/S1",
+        "g/p/dual/S16",
+        "g/p/dual-compiled/S16",
     ]
-    assert [case.short for case in found] == [True, False, True, True]
+    assert [case.short for case in found] == [True, False, True, True, False, True, False]
+    assert [case.compiled for case in found] == [False, False, False, True, False, False, True]
     found[3].make(CPU)
     assert asked == [(16, "compiled", CPU)]
 
@@ -75,6 +82,23 @@ def test_large_problems_are_for_gpus_and_have_their_precisions():
         "g/p/functional-tf32/S16": True,
         "g/p/naive-bf16/S1": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("changes", "cpu", "cuda"),
+    [
+        ({}, True, True),
+        ({"cuda": True}, False, True),
+        ({"precision": "tf32"}, False, True),
+        ({"engine": "compiled"}, True, True),
+        ({"engine": "dual"}, True, False),
+        ({"engine": "dual-compiled"}, True, False),
+        ({"engine": "dual", "cuda": True}, False, False),
+    ],
+)
+def test_a_case_is_measured_where_it_is_what_it_is_called(changes, cpu, cuda):
+    assert case(**changes).runs_on("cpu") == cpu
+    assert case(**changes).runs_on("cuda") == cuda
 
 
 def test_a_precision_lasts_as_long_as_its_block():

@@ -1,9 +1,13 @@
+import pytest
 import torch
 
+import bench.problems
 from bench.naive.convnet import ConvNet
-from bench.problems import DIGITS, Compiled, Problem, any_batch, class_batches
+from bench.problems import DIGITS, PRIMITIVES, Compiled, Problem, any_batch, class_batches, engine_step
+from fastdistill.derivatives.dual.primitive import Dual
 from fastdistill.derivatives.functional import Functional
-from fastdistill.derivatives.plan import Batching, Path
+from fastdistill.derivatives.plan import Batching, Path, forward_cost
+from fastdistill.method_configs import matching_recipe
 from fastdistill.students.ensemble import Ensemble
 
 CPU = torch.device("cpu")
@@ -47,3 +51,35 @@ def test_the_compiled_primitive_is_the_functional_one(monkeypatch):
         results.append((gradient, products.weights, products.images))
     for ours, theirs in zip(*results, strict=True):
         assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
+
+
+KINDS = {"functional": Functional, "compiled": Compiled, "dual": Dual, "dual-compiled": Dual}
+
+
+@pytest.mark.parametrize("name", list(PRIMITIVES))
+def test_an_implementation_is_what_it_is_called(name):
+    tiny = Problem(name="tiny", shape=(1, 8, 8), width=4, depth=1)
+    module, chosen = Ensemble(tiny.student, tiny.shape, 10, seed=0, dtype=torch.float32).module, PRIMITIVES[name]
+    batching = chosen.batching(forward_cost(module, tiny.shape), CPU, students=2, groups=1, images=5)
+    assert type(chosen.make(module, batching)) is KINDS[name]
+    assert (batching.path is Path.DUAL) == (KINDS[name] is Dual)
+    assert batching.compiled == (name == "dual-compiled")
+
+
+@pytest.mark.parametrize("name", list(PRIMITIVES))
+def test_a_step_is_of_the_implementation_that_is_asked_for(name, monkeypatch):
+    tiny, primitives = Problem(name="tiny", shape=(1, 8, 8), width=4, depth=1, per_class=5), []
+    make_method = bench.problems.make_method
+
+    def kept(config, plan, store, primitive, **further):
+        def make(module, batching):
+            primitives.append(primitive(module, batching))
+            return primitives[-1]
+
+        return make_method(config, plan, store, make, **further)
+
+    monkeypatch.setattr(bench.problems, "make_method", kept)
+    engine_step(tiny, matching_recipe("dc", 1, real_batch=2), CPU, students=2, primitive=PRIMITIVES[name])
+    assert {type(primitive) for primitive in primitives} == {KINDS[name]}
+    assert {primitive.batching.path is Path.DUAL for primitive in primitives} == {KINDS[name] is Dual}
+    assert {primitive.batching.compiled for primitive in primitives} == {name == "dual-compiled"}

@@ -53,7 +53,9 @@ def test_cases_are_chosen_by_set_device_and_name():
     assert short < full
     assert "matching/dc-mnist/functional/S64" not in full
     on_cuda = names("--device", "cuda")
-    assert {"matching/dc-mnist/functional/S64", "matching/dc-mnist/naive-bf16/S1"} <= on_cuda > full
+    assert {"matching/dc-mnist/functional/S64", "matching/dc-mnist/naive-bf16/S1"} <= on_cuda
+    assert "matching/dc-digits/dual/S16" in full
+    assert full - on_cuda == {name for name in full if name.split("/")[2].startswith("dual")}
     assert names("--only", "ift-digits/naive", "dm-digits/naive") == {
         "implicit/ift-digits/naive/S1",
         "distribution/dm-digits/naive/S1",

@@ -33,6 +33,7 @@ FOUND = [
     entry("g/p/naive/S1", "naive", 1, 0.1, peak_memory=30_000_000),
     entry("g/p/functional/S4", "functional", 4, 0.2, speedup=2.0, peak_memory=60_000_000),
     entry("g/p/compiled/S4", "compiled", 4, 0.05, speedup=8.0),
+    entry("g/p/dual-compiled/S4", "dual-compiled", 4, 0.05, speedup=8.0),
 ]
 
 
@@ -60,8 +61,9 @@ def test_a_row_says_what_the_hardware_did():
     assert cells(rows[0])["× naive"] == ""
 
 
-def test_what_a_compiled_step_does_inside_is_not_made_up():
-    compiled = cells(rows_of(FOUND, MACHINE)[2])
+@pytest.mark.parametrize("row", [2, 3])
+def test_what_a_compiled_step_does_inside_is_not_made_up(row):
+    compiled = cells(rows_of(FOUND, MACHINE)[row])
     assert compiled["calls"] == "2 graphs"
     assert compiled["first s"] == "3"
     assert compiled["GB/s"] == compiled["held MB"] == compiled["peak MB"] == ""

@@ -146,6 +146,25 @@ def goals_of(page):
     return [((row[0], row[1], row[2]), [row[3:]]) for row in split]
 
 
+def test_a_compiled_dual_case_is_shown_as_compiled_code(tmp_path):
+    name = "matching/dc-digits/dual-compiled/S16"
+    dual = case("matching/dc-digits/dual/S16", 0.1, flops=15e9, traffic=1e8, speedup=16.0, held=80_000_000)
+    compiled = case(
+        name, 0.08, flops=15e9, traffic=1e12, speedup=20.0, engine="dual-compiled", precision="float32", first_s=40
+    )
+    write_steps(tmp_path / "results" / "cpu" / "bench.json", [*STEPS, dual, compiled])
+    page, plots = make_page(tmp_path / "results", tmp_path / "docs")
+    found = tables(page)
+    assert found["dc-digits", "dual", "16"] == [["100 ms", "16.00", "160", "150 (150 %)", "1 (10 %)", "80 MB (0.5×)"]]
+    assert found["dc-digits", "dual-compiled", "16"] == [["80 ms", "20.00", "200", "188 (188 %)", "", ""]]
+    assert "matching/dc-digits at S = 16 40 s." in page.replace("\n", " ")
+    drawn = {plot.name: plot for plot in plots}
+    assert "dual-compiled" not in {step.engine for step in drawn["performance-cpu-roofline.png"].figures}
+    (axes, _) = (speedups := drawn["performance-cpu-students.png"]).draw(speedups.figures).axes
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["matching/dc-digits", "compiled", "dual", "dual-compiled"]
+
+
 def test_every_case_has_its_figures(tmp_path):
     write_steps(tmp_path / "results" / "cpu" / "bench.json", STEPS)
     page, plots = make_page(tmp_path / "results", tmp_path / "docs")
