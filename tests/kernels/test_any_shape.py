@@ -4,7 +4,7 @@ import torch
 
 from fastdistill_kernels import DISTANCES, RowTable
 from fastdistill_kernels.reference.activation import ACTIVATIONS
-from fastdistill_kernels.reference.norm_act_pool import POOLINGS
+from fastdistill_kernels.reference.pooling import POOLINGS
 from tests.kernels.any_shape import given, settings, st
 from tests.kernels.test_first_block import check_kernels as check_first_block
 from tests.kernels.test_match import check_kernel

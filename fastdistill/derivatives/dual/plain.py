@@ -55,8 +55,10 @@ class Flatten(Straight):
     """Images as vectors."""
 
     def apply(self, *xs: Tensor) -> Tensor:
-        """The map."""
-        return xs[0].flatten(3)
+        """The map, always by a copy: whether a view will do is a matter of layout, and predictions must not be."""
+        vectors = xs[0].new_empty(*xs[0].shape[:3], xs[0].shape[3:].numel())
+        vectors.view(xs[0].shape).copy_(xs[0])
+        return vectors
 
     def pull(self, shape: torch.Size, gy: Tensor) -> tuple[Tensor, ...]:
         """Its transpose."""
