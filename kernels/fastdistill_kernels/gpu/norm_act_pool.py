@@ -32,12 +32,8 @@ from fastdistill_kernels.gpu.norm_act_pool_tile import (
     window_sum,
     window_winner,
 )
-from fastdistill_kernels.reference.norm_act_pool import (
-    channels_last,
-    empty_in_layout,
-    pooled_size,
-    statistics_dtype,
-)
+from fastdistill_kernels.reference.norm_act_pool import empty_in_layout, statistics_dtype
+from fastdistill_kernels.reference.pooling import channels_last, pooled_size
 
 
 @triton.jit

@@ -32,7 +32,8 @@ from fastdistill_kernels.gpu.norm_act_pool_tile import (
     tile_channels,
     window_winner,
 )
-from fastdistill_kernels.reference.norm_act_pool import channels_last, empty_in_layout, statistics_dtype
+from fastdistill_kernels.reference.norm_act_pool import empty_in_layout, statistics_dtype
+from fastdistill_kernels.reference.pooling import channels_last
 
 
 @triton.jit

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdistill_kernels.gpu.launching import power_of_two
-from fastdistill_kernels.reference.norm_act_pool import channels_last
+from fastdistill_kernels.reference.pooling import channels_last
 
 # Elements of one tensor that a thread holds: a backward pass with tangents keeps four tensors from its sums to its
 # results, 64 registers of the 128 that 16 warps leave a thread.
