@@ -2,9 +2,10 @@
 
 ``python -m fastdistill_kernels.aot`` prints registers, spills, shared memory and tensor-core instructions of every
 launch on every target, and ends with 3 where one exceeds ``kernels/budgets/triton-VERSION.json``, 4 where there is no
-budget for this version of triton, 0 otherwise. ``--write`` makes the budget from what is found; ``--only WORD...``
-takes the launches whose names contain one of the words. It needs a process of its own: an interpreted kernel cannot be
-compiled.
+budget for this version of triton, 5 where it took more seconds than ``--limit`` allows, 0 otherwise. ``--write`` makes
+the budget from what is found; ``--only WORD...`` takes the launches whose names contain one of the words. It needs a
+process of its own: an interpreted kernel cannot be compiled. What triton compiled before is taken from its cache: only
+with an empty ``TRITON_CACHE_DIR`` do the seconds say what everything takes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -36,8 +38,10 @@ FAMILIES = (
     "match",
     "convolution",
     "convolution_weight",
+    "linear",
     "norm_act_pool",
     "first_block",
+    "first_block_variants",
     "softmax_xent",
     "solvers",
     "inner_steps",
@@ -48,7 +52,8 @@ FAMILIES = (
 TARGETS = ("cuda-8.0", "cuda-9.0", "cuda-10.0", "gfx942")
 # the instruction of the matrix units, and who must use it: a product in bfloat16 or TF32
 _INSTRUCTIONS = {"cuda-8.0": "mma.sync", "cuda-9.0": "wgmma", "cuda-10.0": "tcgen05.mma", "gfx942": "v_mfma"}
-_PRODUCTS = ("convolution", "convolution_weight", "first_block")
+_PRODUCTS = ("convolution", "linear", "first_block")
+_LEAST_ROWS = 64  # that wgmma and tcgen05.mma take; products of fewer are the older instruction's
 _WITH_STACK = ("philox/normal/",)  # CUDA's cosine in double precision keeps a table on the stack, which is no spill
 _BUDGETS = Path(__file__).parents[1] / "budgets"
 _TYPES = {
@@ -69,7 +74,8 @@ class Resources:
 
     Attributes:
         registers: of a thread.
-        spilled: bytes of a thread's local memory on CUDA, spilled registers on AMD.
+        spilled: bytes of a thread's local memory on CUDA; on AMD spilled registers of either kind, and bytes of a
+            thread's scratch memory.
         shared: bytes of shared memory of a program.
         matrix: whether the matrix units' instruction of this target shows.
     """
@@ -116,11 +122,10 @@ def _type(value: Any) -> str:
 
 def compile_for(launch: Launch, name: str) -> Resources:
     """Compiles a launch for a target and reads what it takes."""
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
-    compiled = triton.compile(source(launch), target=target(name)[0], options=options)
+    compiled = triton.compile(source(launch), target=target(name)[0], options=launch.options)
     if name == "gfx942":
         text = compiled.asm["amdgcn"]
-        registers, spilled = (max(map(int, re.findall(rf"\.{key}:\s+(\d+)", text))) for key in _AMD_COUNTS)
+        registers, spilled = _amd_usage(text)
     else:
         text = compiled.asm["ptx"]
         registers, spilled = _cuda_usage(compiled.asm["cubin"])
@@ -128,11 +133,25 @@ def compile_for(launch: Launch, name: str) -> Resources:
         registers=registers,
         spilled=spilled,
         shared=compiled.metadata.shared,
-        matrix=_INSTRUCTIONS[name] in text,
+        matrix=any(instruction in text for instruction in _instructions(launch, name)),
     )
 
 
-_AMD_COUNTS = ("vgpr_count", "vgpr_spill_count")
+def _instructions(launch: Launch, name: str) -> list[str]:
+    """The matrix units' instructions that will do for a launch on a target."""
+    rows = launch.constants.get("BM", launch.constants.get("BLOCK", _LEAST_ROWS))
+    few = rows < _LEAST_ROWS and name != "gfx942"
+    return [_INSTRUCTIONS[name], *([_INSTRUCTIONS["cuda-8.0"]] if few else [])]
+
+
+def _amd_usage(text: str) -> tuple[int, int]:
+    """Registers and what does not fit them, from the metadata of an assembled kernel."""
+    # a name that this version of the compiler does not write counts as nothing, but for the registers themselves
+    vector, *spilled = (
+        [int(count) for count in re.findall(rf"\.{key}:\s+(\d+)", text)]
+        for key in ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size")
+    )
+    return max(vector), sum(max(counts, default=0) for counts in spilled)
 
 
 def _cuda_usage(cubin: bytes) -> tuple[int, int]:
@@ -242,17 +261,30 @@ def _cell(found: Resources | None) -> str:
     return f"{found.registers}/{found.spilled}/{found.shared / 1024:.0f}" + ("*" if found.matrix else "")
 
 
+def overdue(seconds: float, limit: float | None) -> list[str]:
+    """The sentence about a run that took longer than it may, or nothing."""
+    if limit is None or seconds <= limit:
+        return []
+    return [
+        f"expected a run of at most {limit:g} s, got {seconds:.0f} s: take out launches that others stand for, or "
+        "raise --limit"
+    ]
+
+
 def main(words: Iterable[str] | None = None) -> int:
     """The command; its exit codes are in the module's text."""
     parser = argparse.ArgumentParser(prog="python -m fastdistill_kernels.aot", description=__doc__)
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="launches whose names contain one")
     parser.add_argument("--write", action="store_true", help="make the budget from what is found")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile")
-    options = parser.parse_args(None if words is None else list(words))
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="that the run may take, compiling included")
+    options, begin = parser.parse_args(None if words is None else list(words)), time.monotonic()
     if interpreted():
         parser.error("expected kernels that can be compiled, got interpreted ones: unset TRITON_INTERPRET")
     found, broken = compiled(options.only, options.workers)
+    seconds = time.monotonic() - begin
     print(as_table(found))
+    print(f"{sum(map(len, found.values()))} compiled in {seconds:.0f} s")
     path = _BUDGETS / f"triton-{triton.__version__}.json"
     if options.write:
         sentences = broken + faults(found)
@@ -269,8 +301,9 @@ def main(words: Iterable[str] | None = None) -> int:
             f"expected a budget for triton {triton.__version__}, got {known}: write one with --write", file=sys.stderr
         )
         return 4
-    print("\n".join(sentences), file=sys.stderr)
-    return 3 if sentences else 0
+    late = overdue(seconds, options.limit)
+    print("\n".join(sentences + late), file=sys.stderr)
+    return 3 if sentences else 5 if late else 0
 
 
 if __name__ == "__main__":

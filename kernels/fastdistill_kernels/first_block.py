@@ -5,7 +5,8 @@
 with statistics of each image and channel, or ``u = z`` without norm. Images ``x [S, G, n, D, H, W]``, D at most 3,
 each leading axis of 1 or stride 0 where it is shared: shared images are read, never copied out. Weights
 ``[S, O, D, 3, 3]`` and vectors ``[S, O]``, in dual operators their tangents ``[S, G, …]`` or ``[S, …]``; images have no
-tangent. Norms of groups of channels are not for this operator: use those of convolution and norm then.
+tangent. Departures: the convolution is 3x3 with a stride of 1, and the norm is one of each channel (instance norm) or
+none; for other kernels, strides and norms use the operators of convolution and of norm.
 
 The convolution's output ``S·G·n·O·H·W`` never reaches memory: a backward pass computes it again, which costs
 ``2·9·D`` operations an element where reading it would cost its bytes. Least traffic: images read, ``y`` (a quarter of
@@ -14,7 +15,8 @@ convolution or gradient; other arithmetic is counted per element of ``z`` as the
 
 The kernel's statistics are those of the image's patches seen through the filter, ``wᵀCw``: where a filter sees little
 of what an image holds, a Laplacian of a smooth one say, their relative error is float32's rounding times
-``|w|² tr C / var z``, more than that of two passes over ``z``.
+``|w|² tr C / var z``, more than that of two passes over ``z``. They are float32 in every precision; the backward
+pass's ``C w`` is a product in TF32, like the others of that pass, for TF32 and bfloat16.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import triton
 from triton.runtime.jit import JITFunction
 
 from fastdistill_kernels import aot
-from fastdistill_kernels.aot import Resources, complaints, faults
+from fastdistill_kernels.aot import Resources, complaints, faults, overdue
+from fastdistill_kernels.gpu.launching import Launch
 from fastdistill_kernels.gpu.match import prepare_match
 
 LEAN = Resources(registers=64, spilled=0, shared=2048, matrix=False)
@@ -92,9 +93,11 @@ def test_every_family_has_a_budget_for_every_target():
 
 def test_the_command_compiles_for_every_target(tmp_path):
     path = aot._BUDGETS / f"triton-{triton.__version__}.json"
-    done = alone("--only", "match/ours/float32", "--workers", "1")
-    assert done.returncode == (0 if path.exists() else 4), done.stderr
-    head, row = done.stdout.splitlines()
+    done = alone("--only", "match/ours/float32", "--workers", "1", "--limit", "0")  # passed by any run
+    assert done.returncode == (5 if path.exists() else 4), done.stderr
+    assert not path.exists() or "expected a run of at most 0 s" in done.stderr
+    head, row, seconds = done.stdout.splitlines()
+    assert seconds.startswith("4 compiled in ") and seconds.endswith(" s")
     assert head.split() == list(aot.TARGETS)
     name, *cells = row.split()
     assert name == "match/ours/float32/0" and len(cells) == 4
@@ -113,6 +116,34 @@ print(aot.compile_for(launch, "{name}").spilled)
     done = alone(code=code)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
+
+
+def test_all_that_spills_on_amd_is_counted():
+    text = """
+    .private_segment_fixed_size: 12
+    .sgpr_count:     40
+    .sgpr_spill_count: 3
+    .vgpr_count:     64
+    .vgpr_spill_count: 2
+    """
+    assert aot._amd_usage(text) == (64, 17)
+    assert aot._amd_usage(".vgpr_count: 8\n .vgpr_spill_count: 0") == (8, 0)
+
+
+def test_products_of_few_rows_may_be_the_older_instructions():
+    def launch(rows):
+        return Launch(kernel=None, grid=1, arguments={}, constants={"BM": rows})
+
+    assert aot._instructions(launch(64), "cuda-9.0") == ["wgmma"]
+    assert aot._instructions(launch(16), "cuda-9.0") == ["wgmma", "mma.sync"]
+    assert aot._instructions(launch(16), "gfx942") == ["v_mfma"]
+    assert aot._instructions(Launch(kernel=None, grid=1, arguments={}), "cuda-10.0") == ["tcgen05.mma"]
+
+
+def test_a_run_past_its_limit_is_named():
+    assert overdue(9.0, None) == overdue(9.0, 9.0) == []
+    (sentence,) = overdue(400.4, 360)
+    assert sentence.startswith("expected a run of at most 360 s, got 400 s: ")
 
 
 def test_a_kernel_that_does_not_compile_is_a_finding():

@@ -101,6 +101,12 @@ def test_the_kernel_equals_the_reference_in_every_precision(problem, precision, 
     check_kernel(problem, precision, device)
 
 
+@pytest.mark.parametrize("problem", [TINY["five taps"], TINY["one tap, stride 2"]], ids=["five taps", "one tap"])
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_the_kernel_equals_the_reference_of_every_kernel_size(problem, precision, device, poisoned):
+    check_kernel(problem, precision, device)
+
+
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(
     leading=st.tuples(st.just(1), st.integers(1, 2), st.integers(0, 3)),
@@ -137,6 +143,34 @@ def test_the_kernel_leaves_out_what_is_not_asked_for(device, poisoned):
     assert error(found["dgw"], whole["dgw"]) > 1e-3  # the product with the tangent is gone
     zero = launched(WIDE, t | {"dx": torch.zeros_like(t["x"])})
     assert torch.equal(found["gw"], whole["gw"]) and torch.equal(found["dgw"], zero["dgw"])
+
+
+def test_shared_images_are_not_copied():
+    from fastdistill_kernels.gpu.convolution_weight import prepare_weight_gradient
+
+    t = Problem(3, 2, 2, 16, 16, 4, 4, 3, 1, 1).tensors(torch.float32)
+    images = {name: channels_last(t[name])[:1, :1].expand_as(t[name]) for name in NAMES}
+    launch = prepare_weight_gradient(*images.values(), 3, 1, 1, True, "ieee", value=True)[-1][0]
+    for name, image in images.items():
+        assert launch.arguments[name].data_ptr() == image.data_ptr()
+        assert launch.arguments[f"{name}_s"] == launch.arguments[f"{name}_g"] == 0
+
+
+def test_what_32_bits_do_not_reach_is_refused():
+    from fastdistill_kernels.gpu.convolution_weight import prepare_weight_gradient
+
+    def prepare(features, channels, side, kernel=1):
+        x, gy = (torch.empty(1, 1, 1, width, side, side, device="meta") for width in (channels, features))
+        prepare_weight_gradient(x, None, gy, None, kernel, 1, kernel // 2, False, "ieee", value=True)
+
+    with pytest.raises(
+        ValueError, match=r"at most 2147483648 elements of one image, .* got 3 × 30000 × 30000: use fewer"
+    ):
+        prepare(1, 3, 30_000)
+    with pytest.raises(ValueError, match=r"of one image, .* got 2 × 40000 × 40000"):
+        prepare(2, 1, 40_000)
+    with pytest.raises(ValueError, match=r"of one student's weight gradient, .* got 40000 × 40000 × 3 × 3"):
+        prepare(40_000, 40_000, 2, kernel=3)
 
 
 def test_positions_are_split_only_where_programs_are_few():

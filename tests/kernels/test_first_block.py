@@ -29,14 +29,17 @@ OWN = ("weight", "bias", "norm_weight", "norm_bias")
 
 
 def problem(
-    S, G, n, D, H, W, channels, *, shared="", tangents="grouped", bias=True, normed=True, dtype=torch.float64, seed=0
-):
-    """Images, weights and tangents; ``shared`` names the axes (of S and G) along which images are expanded."""
+    S, G, n, D, H, W, channels, *, shared="", tangents="grouped", bias=True, normed=True, digits=None,
+    dtype=torch.float64, seed=0,
+):  # fmt: skip
+    """Images, weights and tangents; ``shared`` names the axes (of S and G) along which images are expanded.
+
+    ``digits`` is the dtype whose digits numbers have, the same as theirs by default.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape, mean=0.0):
-        # what a bfloat16 holds, so that rounding an input moves no element across a kink of the activation
-        return (torch.randn(shape, generator=generator, dtype=torch.float64) + mean).bfloat16().to(dtype)
+        return (torch.randn(shape, generator=generator, dtype=torch.float64) + mean).to(digits or dtype).to(dtype)
 
     x = draw(1 if "S" in shared else S, 1 if "G" in shared else G, n, D, H, W, mean=0.5)
     lead = (S, G) if tangents == "grouped" else (S,)
@@ -65,7 +68,7 @@ def cotangents(x, own, along, padding, pooling, dtype=None, seed=1):
     extents = [reference.pooled(extent, padding, pooling) for extent in x.shape[-2:]]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(2, S, G, x.shape[2], channels, *extents, generator=generator, dtype=torch.float64)
-    return [one.bfloat16().to(dtype or x.dtype) for one in drawn]
+    return [one.to(dtype or x.dtype) for one in drawn]
 
 
 def truth(x, own, along, gy, dgy, *choices):
@@ -169,8 +172,10 @@ def check_kernels(sizes, padding, activation, pooling, precision, device, *, fla
     x, own, along = problem(*sizes, **options)
     gy, dgy = cotangents(x, own, along, padding, pooling)
     choices = (padding, activation, pooling, 1e-5, "tf32" if precision == "tf32" else "ieee")
-    true = {"gy": [gy], "both": [gy, dgy], "x": [x], "own": own, "dual": paired(own, along)}
-    here = {name: to(tensors, dtype, device) for name, tensors in true.items()}
+    drawn = {"gy": [gy], "both": [gy, dgy], "x": [x], "own": own, "dual": paired(own, along)}
+    here = {name: to(tensors, dtype, device) for name, tensors in drawn.items()}
+    # of the very same numbers, so that rounding an input moves no element across a kink of the activation
+    true = {name: to(tensors, torch.float64, "cpu") for name, tensors in here.items()}
     calls = [("first_block", "own", "", ()), ("dual_first_block", "dual", "", ())]
     calls += [("first_block_backward", "own", "gy", flags[0][:1])]
     calls += [("dual_first_block_backward", "dual", "both", flag) for flag in flags]
@@ -213,8 +218,10 @@ def channels_last(x):
 def test_channels_may_be_last(device, poisoned):
     from fastdistill_kernels.gpu import first_block as gpu
 
-    x, own, along = problem(1, 1, 1, 2, 4, 5, 3)
+    x, own, along = problem(1, 1, 1, 2, 4, 5, 3, dtype=torch.float32)
     gy, dgy = cotangents(x, own, along, 1, "avg")
+    x, gy, dgy, *parameters = to([x, gy, dgy, *own, *along], torch.float64, "cpu")
+    own, along = parameters[:4], parameters[4:]
     choices = (1, "relu", "avg", 1e-5, "ieee")
     for module, at in ((reference, torch.device("cpu")), (gpu, device)):
         images, *outer = to([channels_last(x), channels_last(gy), dgy], torch.float32, at)
@@ -230,7 +237,8 @@ def test_channels_may_be_last(device, poisoned):
 
 
 AWKWARD = {
-    "one pixel": ((1, 1, 1, 1, 3, 3, 1), 0, "relu", "none", {}),
+    # of numbers whose products float32 holds: a norm over one pixel leaves rounding alone, 1/√eps = 316 times as large
+    "one pixel": ((1, 1, 1, 1, 3, 3, 1), 0, "relu", "none", {"digits": torch.bfloat16}),
     "one pooled pixel": ((1, 1, 1, 1, 2, 3, 1), 1, "relu", "max", {}),
     "images of all": ((2, 2, 1, 1, 3, 4, 2), 1, "leaky_relu", "avg", {"shared": "SG"}),
     "images of all groups": ((1, 2, 1, 1, 3, 3, 2), 1, "none", "avg", {"shared": "G"}),
@@ -298,26 +306,38 @@ def test_a_student_that_is_no_number_stays_so_and_alone(device):
 
 
 def test_pixels_far_from_zero_lose_no_digits(device):
-    """Covariances are taken of shifted pixels; of unshifted ones, nothing of a variance of 1 would be left here."""
+    """Covariances are taken of shifted pixels; of unshifted ones, nothing of a variance of 1 would be left here.
+
+    Products are of pixels as they are: one of a filter w whose taps add up to nothing is a sum of terms that cancel, of
+    which float32 loses 2⁻²⁴·512·|w|₁ at least, of torch's own just as well. The norm takes that by its 1/std.
+    """
     from fastdistill_kernels.gpu import first_block as gpu
 
-    x, own, _ = problem(1, 1, 1, 1, 6, 6, 3)
-    x = x + 512  # eight digits behind the point were drawn, which a float32 of this size still holds
+    x, own, _ = problem(1, 1, 1, 1, 6, 6, 3, dtype=torch.float32)
+    own[0] -= own[0].mean((-2, -1), keepdim=True)
+    x, *own = to([x + 512, *own], torch.float64, "cpu")
     choices = (0, "none", "none", 1e-5, "ieee")
-    own[0] -= own[0].mean((-2, -1), keepdim=True)  # so that the product itself keeps its digits
     expected = reference.first_block(x, *own, *choices)
     found = gpu.first_block(x.float().to(device), *to(own, torch.float32, device), *choices)
-    assert error(found.cpu(), expected) <= 1e-3
+    std = functional.conv2d(x[0, 0], own[0][0]).std((0, 2, 3), correction=0)
+    limit = (2**-24 * 512 * own[0][0].abs().sum((1, 2, 3)) / std).max()
+    assert limit < 1.2e-4
+    assert error(found.cpu(), expected) <= limit
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.03])
 def test_a_filter_that_sees_little_errs_by_no_more_than_is_said(noise, device):
-    """A Laplacian of a ramp sees its noise alone: rounding counts as often as the patches' variance is its own."""
+    """A Laplacian of a ramp sees its noise alone, and wᵀCw is a sum of terms that cancel down to it.
+
+    They are |w|² tr C in size, so that rounding them errs by up to 2⁻²⁴ of that, by |w|² tr C / var z times as much of
+    var z, and 1/std by half as much: with a factor of 1000, more than the limit of all other results of float32.
+    """
     from fastdistill_kernels.gpu import first_block as gpu
 
     x, own, _ = problem(1, 1, 2, 1, 12, 12, 3)
     ramp = torch.arange(12, dtype=torch.float64)[:, None] + torch.arange(12, dtype=torch.float64)
-    x = (ramp / 12 + noise * x).float().double()
+    x, *own = to([ramp / 12 + noise * x, *own], torch.float32, "cpu")
+    x, *own = to([x, *own], torch.float64, "cpu")
     own[0][:] = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]], dtype=torch.float64)
     choices = (0, "relu", "avg", 1e-5, "ieee")
     expected = reference.first_block(x, *own, *choices)
@@ -327,7 +347,44 @@ def test_a_filter_that_sees_little_errs_by_no_more_than_is_said(noise, device):
     seen = torch.nn.functional.conv2d(x.flatten(0, 2), own[0][0, :1]).var((-3, -2, -1), correction=0)
     times = (own[0][0, 0].square().sum() * spread / seen).max().item()
     assert times > 20  # or it would not be the case that is meant
-    assert error(found.cpu(), expected) <= 1e-6 + 2**-24 * times
+    assert error(found.cpu(), expected) <= 1e-6 + 2**-25 * times
+
+
+@pytest.mark.parametrize("precision", LIMITS)
+def test_statistics_are_float32_whatever_products_are(precision, device, poisoned):
+    """Means, 1/std and their tangents, by launches of their own: they hold to float32's limit in every precision."""
+    from fastdistill_kernels.gpu.first_block_forward import prepare_forward
+    from fastdistill_kernels.gpu.launching import capability
+
+    drawn, own, along = problem(1, 1, 2, 2, 5, 6, 3, dtype=DTYPES[precision])
+    wide, *weights = to([drawn, own[0], along[0][:, 0]], torch.float64, "cpu")
+    z, dz = (functional.conv2d(wide[0, 0], weight[0], padding=1).flatten(2) for weight in weights)
+    mean, dmean = z.mean(2), dz.mean(2)
+    r = (z.var(2, correction=0) + 1e-5) ** -0.5
+    expected = torch.stack([mean, r, dmean, -(r**3) * ((z - mean[..., None]) * dz).mean(2)], 1)
+    parameters = [to(given, DTYPES[precision], device) for given in (own, along)]
+    choices = (1, "relu", "avg", 1e-5, "tf32" if precision == "tf32" else "ieee")
+    launches = prepare_forward(drawn.to(device), *parameters, *choices, capability(device))[1]
+    for launch in launches[:-1]:
+        launch.run()
+    found = launches[-1].arguments["p_statistics"]
+    assert found.dtype == torch.float32
+    for kind in range(4):
+        assert error(found[:, kind].cpu(), expected[:, kind]) <= LIMITS["float32"]
+
+
+def test_what_32_bits_do_not_reach_is_refused():
+    from fastdistill_kernels.gpu.first_block_parts import sizes_of
+
+    def sizes(depth, channels, side):
+        x = torch.empty(1, 1, 1, 1, 1, 1, device="meta").expand(1, 1, 1, depth, side, side)
+        return sizes_of(x, (torch.empty(1, channels, depth, 3, 3, device="meta"), None, None, None), 1, 1, "none")
+
+    assert sizes(3, 1, 20_000).width == 20_000
+    with pytest.raises(ValueError, match=r"at most 2147483648 elements of one padded image, .* got 3 × 30002 × 30002"):
+        sizes(3, 1, 30_000)
+    with pytest.raises(ValueError, match=r"of a first block's results for one image, .* got 6 × 20000 × 20000"):
+        sizes(1, 6, 20_000)
 
 
 def arguments_of(name, dtype=torch.float32):

@@ -227,6 +227,27 @@ def test_what_fits_no_tile_is_looped_over():
                 assert cut.tiles_of_channels * cut.tiles_of_windows == 1
 
 
+def test_what_holds_more_of_an_element_holds_fewer_elements():
+    from fastdistill_kernels.gpu.norm_act_pool_plan import plan
+
+    for last, itemsize, sides in ((False, 4, 32), (True, 4, 32), (True, 2, 16), (True, 2, 32)):
+        shape, held = (16, 10, 256, 128, sides, sides), []
+        for crowded in (False, True):
+            cut = plan(shape, 128, "avg", last=last, itemsize=itemsize, crowded=crowded)
+            held.append(4 * cut.block_channels * cut.block_windows / (32 * cut.warps))
+        assert held[1] <= held[0] / 2
+
+
+def test_images_that_32_bits_do_not_reach_are_refused():
+    from fastdistill_kernels.gpu.norm_act_pool import prepare_norm_act_pool
+
+    x = torch.empty(1, 1, 1, 1, 1, 1, device="meta").expand(1, 1, 1, 3, 30_000, 30_000)
+    with pytest.raises(
+        ValueError, match=r"at most 2147483648 elements of one image, .* got 3 × 30000 × 30000: use fewer"
+    ):
+        prepare_norm_act_pool(x, None, None, 3, "relu", "avg", 1e-5)
+
+
 def test_a_large_mean_costs_no_digits(device):
     layer = Layer((1, 1, 1, 4, 6, 6), 2, "none", "none")
     for tiles in (layer, replace(layer, shape=(1, 1, 1, 2, 72, 67))):

@@ -207,6 +207,15 @@ def test_strided_arguments_are_read_where_they_lie(implementation, device):
         assert error(one, other) <= LIMITS["float32"]
 
 
+def test_labels_lie_as_far_apart_as_they_like(device):
+    # memory that is reserved, not used, but for three numbers in it: the last one 2³¹ from the first
+    far = torch.empty(2**31 + 1, dtype=torch.bfloat16, device=device).as_strided((1, 1, 1, 3), (0, 0, 0, 2**30))
+    z, _, labels = convert(make((1, 1, 1, 3), "soft"), torch.bfloat16, device)
+    far.copy_(labels)
+    for one, other in zip(gpu.softmax_xent(z, far), gpu.softmax_xent(z, labels), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("label", [-1, 10, -100])
 def test_labels_outside_the_classes_do_not_pass_silently(label, device):
     z, dz, labels = make((2, 2, 5, 10), "hard")

@@ -13,9 +13,30 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastdistill_kernels.gpu.convolution_parts import LEAST, Tile, alike, expect_indexable, fit, narrow
-from fastdistill_kernels.gpu.launching import Capability, Launch, addressable, capability, interpreted, power_of_two
+from fastdistill_kernels.gpu.convolution_parts import (
+    LEAST,
+    PRECISIONS,
+    Tile,
+    alike,
+    example,
+    expect_indexable,
+    fit,
+    most_depth,
+    narrow,
+    sparing,
+)
+from fastdistill_kernels.gpu.launching import (
+    ALL_REGISTERS,
+    Capability,
+    Launch,
+    addressable,
+    capability,
+    expect_reachable,
+    interpreted,
+    power_of_two,
+)
 
 _PROGRAMS = 512  # that fill a device: two to four on each of 108 to 304 multiprocessors
 _STEPS = 8  # least of a split, so that its partial sums are not most of its traffic
@@ -156,11 +177,16 @@ def choose_tile(
     lean = narrow(exact, dual, of)
     if lean and tall * wide > 128 * 64:
         wide //= 2
-    deepest = 16 if exact else (64 if lean else 128) // itemsize
+    gathered, tangent = channels % wide != 0, operands > 2
+    deepest = most_depth(itemsize, exact=exact, crowded=lean or (gathered and tangent), of=of)
+    if gathered:
+        wide, deepest = sparing(wide, deepest, exact=exact, crowded=tangent and (itemsize == 4 or of < (9, 0)))
     depth = min(deepest, max(LEAST, power_of_two(positions)))
     stage = (operands // 2 * wide + (operands - operands // 2) * tall) * itemsize
-    gathered = 0 if channels % wide == 0 else wide
-    return fit(Tile(tall, wide, depth, 8, 4), stage, gathered=gathered, exact=exact, tangent=operands > 2, of=of)
+    # where the assembler, left to itself, would spill to have room for one program more; found by compiling, not timed
+    limit = ALL_REGISTERS if tangent and (gathered or (itemsize == 4 and of >= (10, 0))) else None
+    tile = Tile(tall, wide, depth, 8, 4, limit)
+    return fit(tile, stage, gathered=wide if gathered else 0, exact=exact, tangent=tangent, of=of)
 
 
 def prepare_weight_gradient(
@@ -195,11 +221,12 @@ def prepare_weight_gradient(
         of: the device to prepare for; x's by default.
 
     Raises:
-        ValueError: for more positions than 32 bits count.
+        ValueError: for more positions, or an image with more elements, than 32 bits count.
     """
-    x, gy = addressable(x, 3), addressable(gy, 3)
-    dx = None if dx is None else addressable(dx, 3)
-    dgy = None if dgy is None else addressable(dgy, 3)
+    expect_reachable("one student's weight gradient", gy.shape[3], x.shape[3], kernel, kernel)
+    x, gy = addressable(x, 3, "one image"), addressable(gy, 3, "one image")
+    dx = None if dx is None else addressable(dx, 3, "one image")
+    dgy = None if dgy is None else addressable(dgy, 3, "one image")
     dual = dgy is not None
     of = of or capability(x.device)
     students, groups, count, channels, height, width = x.shape
@@ -276,6 +303,7 @@ def prepare_weight_gradient(
         },
         warps=tile.warps,
         stages=tile.stages,
+        registers=tile.registers,
     )
     return gw, dgw, gb, dgb, [launch]
 
@@ -331,30 +359,31 @@ def dual_convolution_weight_gradient(
     )
 
 
+_VARIANTS = (  # layer, product, precisions
+    ("real", "weight_gradient", ("float32", "tf32", "bf16")),
+    ("few", "dual_weight_gradient", ("float32", "tf32", "bf16")),
+    ("few", "weight_tangent", ("bf16",)),
+    ("planes", "dual_weight_gradient", ("float32",)),
+    ("grey", "weight_gradient", ("bf16",)),
+    ("grey", "weight_tangent", ("tf32", "bf16")),
+    ("colour", "dual_weight_gradient", ("float32", "tf32", "bf16")),
+    ("five-taps", "weight_gradient", ("float32",)),
+    ("five-taps", "dual_weight_gradient", ("float32", "tf32", "bf16")),
+    ("lenet", "weight_tangent", ("float32",)),
+    ("stride-2", "dual_weight_gradient", ("tf32",)),
+)
+
+
 def variants(capability: Capability) -> dict[str, list[Launch]]:
-    """Launches of a ConvNet-3-128, sixteen students, ten classes of 256 real or 10 synthetic images."""
+    """Launches of layers that students have, sixteen students, ten classes of 256 real or 10 synthetic images."""
     found = {}
-    kinds = (("float32", torch.float32, "ieee"), ("tf32", torch.float32, "tf32"), ("bf16", torch.bfloat16, "ieee"))
-    for name, dtype, precision in kinds:
-
-        def images(count: int, channels: int, side: int, dtype: torch.dtype = dtype) -> Tensor:
-            made = torch.empty(16, 10, count, side, side, channels, dtype=dtype, device="meta")
-            return made.permute(0, 1, 2, 5, 3, 4)
-
-        real, few = images(256, 128, 14), images(10, 128, 16)
-        cases = {
-            "weight_gradient": (real, None, real, None, True),
-            "dual_weight_gradient": (few, few, few, few, True),
-        }
-        if name == "bf16":
-            out = images(10, 128, 32)
-            cases |= {
-                "first_weight_gradient": (images(256, 1, 28), None, images(256, 128, 28), None, True),
-                "dual_first_weight_gradient": (images(10, 3, 32), None, out, out, True),
-                "weight_tangent": (few, few, few, few, False),
-            }
-        for case, (x, dx, gy, dgy, value) in cases.items():
-            found[f"convolution/{case}/{name}"] = prepare_weight_gradient(
-                x, dx, gy, dgy, 3, 1, 1, True, precision, value=value, of=capability
-            )[-1]
+    with FakeTensorMode():
+        for layer, product, precisions in _VARIANTS:
+            for precision in precisions:
+                t, settings, _ = example(layer, precision)
+                dx, dgy = (None, None) if product == "weight_gradient" else (t["x"], t["gy"])
+                found[f"convolution/{layer}/{product}/{precision}"] = prepare_weight_gradient(
+                    t["x"], dx, t["gy"], dgy, **settings, bias=True, precision=PRECISIONS[precision][1],
+                    value=product != "weight_tangent", of=capability,
+                )[-1]  # fmt: skip
     return found

@@ -17,6 +17,7 @@ from fastdistill_kernels.gpu.first_block_parts import (
     Packed,
     activated_gradient,
     add_product,
+    exact_products,
     image_index,
     load_coefficients,
     load_patches,
@@ -57,7 +58,8 @@ def prepare_backward(
     """
     dual = along is not None
     sizes = sizes_of(x, own, gy.shape[1], padding, pooling)
-    operands = prepare_operands(x, own, along, sizes, padding, eps, precision)
+    ieee = x.dtype == torch.float32 and precision == "ieee"
+    operands = prepare_operands(x, own, along, sizes, padding, eps, exact_products(ieee, of))
     runs = -(-sizes.images // RUN)
     partial = (sizes.students, sizes.groups, runs, sizes.channels, sizes.columns)
     columns = (sizes.rows, sizes.taps, sizes.height * sizes.width)
@@ -68,8 +70,7 @@ def prepare_backward(
     gradients = [buffer(partial, value), buffer(partial, dual)]
     images = [buffer(columns, inputs and value), buffer(columns, inputs and dual)]
     sums = buffer((sizes.rows, 4 if dual else 2, sizes.channels), inputs and sizes.normed)
-    ieee = x.dtype == torch.float32 and precision == "ieee"
-    tile = tile_of("gradient", sizes.channels, ieee, of)
+    tile = tile_of("gradient", sizes.channels, ieee, of, dual=dual, maximum=pooling == "max")
     blocks = -(-sizes.channels // tile.channels)
     last = gy.permute(0, 1, 2, 4, 5, 3).is_contiguous()
     outer = [one if one is None else _in_layout(one, last) for one in (gy, dgy)]
@@ -98,9 +99,11 @@ def prepare_backward(
                 **constants,
                 **tile.constants(sizes.channels),
                 "RUN": min(RUN, max(sizes.images, 1)),
+                # a product as all others are, which three in TF32 would leave no registers for
                 "MOMENTS": "ieee" if ieee else "tf32",
             },
             warps=tile.warps,
+            registers=tile.registers,
         ),
     ]
     if inputs:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastdistill_kernels.gpu.activation import activation_slope, activation_value
 from fastdistill_kernels.gpu.first_block_parts import (
     Packed,
+    exact_products,
     image_index,
     load_coefficients,
     load_patches,
@@ -42,10 +43,10 @@ def prepare_forward(
 ) -> tuple[list[Tensor], list[Launch]]:
     """Outputs (and tangents), not yet computed, and the launches that do."""
     sizes = sizes_of(x, own, x.shape[1] if along is None else group_count(x, along[0]), padding, pooling)
-    operands = prepare_operands(x, own, along, sizes, padding, eps, precision)
-    wanted = 1 if along is None else 2
-    outputs = [empty_output(x, own[0], sizes.groups, padding, pooling) for _ in range(wanted)]
-    tile = tile_of("forward", sizes.channels, x.dtype == torch.float32 and precision == "ieee", of)
+    ieee, dual = x.dtype == torch.float32 and precision == "ieee", along is not None
+    operands = prepare_operands(x, own, along, sizes, padding, eps, exact_products(ieee, of))
+    outputs = [empty_output(x, own[0], sizes.groups, padding, pooling) for _ in range(1 + dual)]
+    tile = tile_of("forward", sizes.channels, ieee, of, dual=dual, maximum=pooling == "max")
     read = operands.arguments
     launch = Launch(
         kernel=forward_kernel,
@@ -56,18 +57,19 @@ def prepare_forward(
             "p_tangents": read["p_tangents"],
             "p_statistics": read["p_statistics"],
             "p_y": outputs[0],
-            "p_dy": None if along is None else outputs[1],
+            "p_dy": outputs[1] if dual else None,
             **operands.extents,
         },
         constants={
             **sizes.constants(activation, pooling),
             **tile.constants(sizes.channels),
             "LAST": not outputs[0].is_contiguous(),
-            "DUAL": along is not None,
+            "DUAL": dual,
             "UPCAST": interpreted(),
             "PRECISION": precision,
         },
         warps=tile.warps,
+        registers=tile.registers,
     )
     return outputs, [*operands.launches, launch]
 

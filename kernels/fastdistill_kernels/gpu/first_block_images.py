@@ -39,7 +39,8 @@ def images_launch(
     of: Capability,
 ) -> Launch:
     """The launch that fills columns of images' gradients (and of their tangents) from per-image sums."""
-    factor, tile = constants["FACTOR"], tile_of("images", sizes.channels, ieee, of)
+    factor, dual, maximum = (constants[name] for name in ("FACTOR", "DUAL", "MAX"))
+    tile = tile_of("images", sizes.channels, ieee, of, dual=dual, maximum=maximum)
     # windows that an odd last row or column leaves incomplete have gradients too, by way of the statistics
     windows = -(-sizes.height // factor) * -(-sizes.width // factor)
     arguments = {name: tensor for name, tensor in shared.items() if name != "p_moments"}
@@ -49,6 +50,7 @@ def images_launch(
         arguments={**arguments, "p_sums": sums, "p_columns": images[0], "p_dcolumns": images[1], **extents},
         constants=constants | tile.constants(sizes.channels),
         warps=tile.warps,
+        registers=tile.registers,
     )
 
 

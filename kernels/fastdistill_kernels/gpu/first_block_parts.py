@@ -11,31 +11,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdistill_kernels.gpu.activation import activation_curvature, activation_slope, activation_value
-from fastdistill_kernels.gpu.launching import Capability, power_of_two
+from fastdistill_kernels.gpu.launching import ALL_REGISTERS, AMD, Capability, expect_reachable, power_of_two
 from fastdistill_kernels.reference.first_block import SIDE, pooled
 
 # columns of a packed row behind its taps: bias, then the norm's weight and bias; a product wants at least 16
 _VECTORS = 3
 _LEAST_COLUMNS = 16
-_AMD: Capability = (9, 4)
 
 Packed = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Channels and pixels that a program holds at once, and its warps."""
+    """Channels and pixels that a program holds at once, its warps, and registers as of a launch."""
 
     channels: int
     pixels: int
     warps: int
+    registers: int | None
 
     def constants(self, channels: int) -> dict[str, int]:
         """As a kernel takes them."""
         return {"BLOCK": self.channels, "BLOCKS": -(-channels // self.channels), "PIXELS": self.pixels}
 
 
-def tile_of(kernel: str, channels: int, ieee: bool, of: Capability) -> Tile:
+def tile_of(kernel: str, channels: int, ieee: bool, of: Capability, *, dual: bool, maximum: bool) -> Tile:
     """Tile of a kernel, as large as leaves no register spilled when compiled for the targets of `aot`.
 
     Matrix units take 128 channels best, so that patches are gathered once for all of a ConvNet's. A backward pass also
@@ -47,17 +47,33 @@ def tile_of(kernel: str, channels: int, ieee: bool, of: Capability) -> Tile:
         channels: O.
         ieee: float32 products without matrix units.
         of: the device's capability.
+        dual: with a tangent, whose product's operands are held as well.
+        maximum: of pooling, whose places are held as well.
     """
+    crowded = ieee and dual
+    narrow = crowded and maximum and kernel == "gradient" and of >= (10, 0)
     if kernel == "forward":
-        most, pixels, warps = 128, 32, 8
+        most, pixels, warps = 64 if crowded else 128, 32, 8
+    elif narrow:
+        most, pixels, warps = 16, 16, 8
     elif ieee:
         most, pixels, warps = 32, 16, 8 if kernel == "gradient" else 4
     else:
         most, pixels, warps = (128 if kernel == "gradient" else 64), 16, 8
-    if of == _AMD:
+    if of == AMD:
         most, warps = min(most, 64), 4
     block = min(max(power_of_two(channels), 16), most)
-    return Tile(block, pixels, warps if block == most else 4)
+    # where the assembler, left to itself, would spill to have room for one program more; found by compiling, not timed
+    limited = crowded and not narrow and (kernel != "images" or maximum)
+    return Tile(block, pixels, warps if block == most else 4, ALL_REGISTERS if limited else None)
+
+
+def exact_products(ieee: bool, of: Capability) -> str:
+    """How to take products of covariances, which every precision has in float32.
+
+    The matrix units of CUDA do it by three products in TF32 where they are in use anyway; AMD's take float32.
+    """
+    return "ieee" if ieee or of == AMD else "tf32x3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,10 +124,16 @@ class Sizes:
 
 
 def sizes_of(x: Tensor, own: Packed, groups: int, padding: int, pooling: str) -> Sizes:
-    """Of images ``[S, G, n, D, H, W]`` and weights ``[S, O, D, 3, 3]``."""
+    """Of images ``[S, G, n, D, H, W]`` and weights ``[S, O, D, 3, 3]``.
+
+    Raises:
+        ValueError: for an image, or results of one, with more elements than 32 bits count.
+    """
     height, width = (pooled(extent, padding, "none") for extent in x.shape[-2:])
     out_height, out_width = (pooled(extent, padding, pooling) for extent in x.shape[-2:])
     students, channels = own[0].shape[:2]
+    expect_reachable("one padded image", x.shape[3], height + SIDE - 1, width + SIDE - 1)
+    expect_reachable("a first block's results for one image", channels, out_height, out_width)
     return Sizes(
         students=students,
         groups=groups,

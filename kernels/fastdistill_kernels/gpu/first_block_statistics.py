@@ -41,9 +41,19 @@ class Operands:
 
 
 def prepare_operands(
-    x: Tensor, own: Packed, along: Packed | None, sizes: Sizes, padding: int, eps: float, precision: str
+    x: Tensor, own: Packed, along: Packed | None, sizes: Sizes, padding: int, eps: float, exact: str
 ) -> Operands:
-    """Packs weights, pads images, and prepares moments and statistics, where there is a norm."""
+    """Packs weights, pads images, and prepares moments and statistics, where there is a norm.
+
+    Args:
+        x: images.
+        own: weights.
+        along: their tangents, if there are any.
+        sizes: of the call.
+        padding: of the convolution.
+        eps: added to variances.
+        exact: how products in float32 are taken: statistics have no other precision.
+    """
     images = padded(x, padding)
     parameters = pack(own, sizes.columns)
     tangents = None if along is None else pack(along, sizes.columns)
@@ -68,8 +78,7 @@ def prepare_operands(
                     "HEIGHT": sizes.height,
                     "WIDTH": sizes.width,
                     "PIXELS": _MOMENT_PIXELS,
-                    # of bfloat16 images too: centred ones have more digits than it holds
-                    "PRECISION": "tf32" if precision == "tf32" or x.dtype == torch.bfloat16 else "ieee",
+                    "PRECISION": exact,
                 },
                 warps=1,
             )
@@ -92,6 +101,9 @@ def prepare_operands(
                     **shape,
                     "CHANNELS": sizes.channels,
                     "DUAL": tangents is not None,
+                    # said even where no matrix units are meant: the compiler takes them in TF32 for weights that it
+                    # sees widened from bfloat16 (Triton 3.7 for Blackwell), whatever "ieee" asks for
+                    "PRECISION": exact,
                     "BLOCK": block,
                     "BLOCKS": blocks,
                 },
@@ -152,7 +164,7 @@ def statistics_kernel(
     p_moments, p_parameters, p_tangents, p_statistics,
     groups, images, image_students, image_groups, tangent_groups,
     EPSILON: tl.constexpr, DEPTH: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, DUAL: tl.constexpr,
-    BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """A channel's mean without bias and ``r = 1/√(variance + eps)`` of each image, then their tangents."""
     program = tl.program_id(0).to(tl.int64)
@@ -167,7 +179,7 @@ def statistics_kernel(
     moments = tl.load(p_moments + (index * COLUMNS + tap[:, None]) * COLUMNS + tap[None, :])
     p_own = p_parameters + student * CHANNELS * COLUMNS
     weights = load_weights(p_own, channel, DEPTH, CHANNELS, COLUMNS, 0).to(tl.float32)
-    pulled = tl.dot(weights, moments, input_precision="ieee")  # wᵀC, and w·p̄ behind the taps
+    pulled = tl.dot(weights, moments, input_precision=PRECISION)  # wᵀC, and w·p̄ behind the taps
     variance = tl.sum(weights * pulled, 1)
     # a sum of squares but for rounding; what is not a number stays so
     r = 1.0 / tl.sqrt(tl.where(variance < 0, 0.0, variance) + EPSILON)

@@ -37,6 +37,15 @@ def _row(p_table, program):
 
 
 @triton.jit
+def _block(p_a, p_b, o, length, alive):
+    """A block of both gradients in float32, zero outside of a living row, and which of its elements are inside."""
+    m = (o < length) & alive
+    b_a = tl.load(p_a + o, mask=m, other=0.0).to(tl.float32)
+    b_b = tl.load(p_b + o, mask=m, other=0.0).to(tl.float32)
+    return b_a, b_b, m
+
+
+@triton.jit
 def rows_kernel(
     p_a, p_b, p_cotangent, p_partial, p_table, programs, size,
     DISTANCE: tl.constexpr, EPSILON: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
@@ -48,21 +57,18 @@ def rows_kernel(
     o_block = tl.arange(0, BLOCK)
     if DISTANCE == "ours":
         dot, square_a, square_b = 0.0, 0.0, 0.0
-        for block in tl.static_range(BLOCKS):
-            o = block * BLOCK + o_block
-            m = (o < length) & alive
-            b_a = tl.load(p_a + base + o, mask=m, other=0.0).to(tl.float32)
-            b_b = tl.load(p_b + base + o, mask=m, other=0.0).to(tl.float32)
+        b_a, b_b, m = _block(p_a + base, p_b + base, o_block, length, alive)
+        for block in range(BLOCKS):
+            if BLOCKS > 1:
+                b_a, b_b, m = _block(p_a + base, p_b + base, block * BLOCK + o_block, length, alive)
             dot += tl.sum(b_a * b_b)
             square_a += tl.sum(b_a * b_a)
             square_b += tl.sum(b_b * b_b)
         value, of_a, of_b, dead = _cosine(dot, square_a, square_b, EPSILON)
-        for block in tl.static_range(BLOCKS):
+        for block in range(BLOCKS):
             o = block * BLOCK + o_block
-            m = (o < length) & alive
-            if BLOCKS > 1:  # too long a row for the chip: read again
-                b_a = tl.load(p_a + base + o, mask=m, other=0.0).to(tl.float32)
-                b_b = tl.load(p_b + base + o, mask=m, other=0.0).to(tl.float32)
+            if BLOCKS > 1:  # too long a row for the chip: read again, by a loop that is one, or all would be held
+                b_a, b_b, m = _block(p_a + base, p_b + base, o, length, alive)
             tl.store(
                 p_cotangent + base + o, tl.where(m, tl.where(dead, 0.0, of_a * b_a - of_b * b_b), 0.0), mask=o < length
             )
@@ -213,16 +219,21 @@ def match(
 
 def variants(capability: Capability) -> dict[str, list[Launch]]:
     """Launches for a ConvNet-3-128 on images of 32×32, sixteen students, ten classes."""
-    sizes = ((128, 27), (128, 1152), (128, 1152), (10, 2048))
-    table = RowTable(tuple((sum(r * c for r, c in sizes[:i]), *size) for i, size in enumerate(sizes)), 318848)
+    convnet = ((128, 27), (128, 1152), (128, 1152), (10, 2048))
     found = {}
-    for distance, name, dtype in (
-        ("ours", "float32", torch.float32),
-        ("ours", "bf16", torch.bfloat16),
-        ("mse", "float32", torch.float32),
-        ("l1_mean", "float32", torch.float32),
-        ("cos", "float32", torch.float32),
+    for distance, name, dtype, sizes in (
+        ("ours", "float32", torch.float32, convnet),
+        ("ours", "bf16", torch.bfloat16, convnet),
+        ("mse", "float32", torch.float32, convnet),
+        ("mse", "bf16", torch.bfloat16, convnet),
+        ("l1_mean", "float32", torch.float32, convnet),
+        ("l1_mean", "bf16", torch.bfloat16, convnet),
+        ("cos", "float32", torch.float32, convnet),
+        ("cos", "bf16", torch.bfloat16, convnet),
+        ("ours", "long/float32", torch.float32, ((10, 32_768),)),  # rows that no program holds, of images of 128×128
     ):
+        begins = [sum(r * c for r, c in sizes[:i]) for i in range(len(sizes) + 1)]
+        table = RowTable(tuple(zip(begins[:-1], *zip(*sizes, strict=True), strict=True)), begins[-1])
         a = torch.empty(16, 10, table.size, dtype=dtype, device="meta")
         programs = torch.empty(len(table.programs(distance)), 4, dtype=torch.int64, device="meta")
         longest = longest_program([columns for _, columns in sizes], distance)

@@ -247,51 +247,77 @@ def dual_norm_act_pool(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(outputs)
 
 
-# what a ConvNet-3-128 asks for on images of 32×32 and 28×28, then what no tile holds and a norm of pixels
+# what a ConvNet-3-128 asks for on images of 32×32 and 28×28; then other norms, what no tile holds, curved activations,
+# maxima, affine parameters of every pixel, and no norm
 _VARIANTS = (
-    # passes, channels, side, norm groups, activation, pooling, channels of a pixel together, dtype
-    ("forward", 128, 32, 128, "relu", "avg", False, "float32"),
-    ("forward", 128, 28, 128, "relu", "avg", True, "bf16"),
-    ("backward", 128, 16, 128, "relu", "avg", True, "float32"),
-    ("backward", 128, 32, 128, "relu", "avg", True, "bf16"),
-    ("dual_forward", 128, 32, 128, "relu", "avg", True, "float32"),
-    ("dual_forward", 128, 28, 128, "relu", "avg", False, "bf16"),
-    ("dual_backward", 128, 32, 128, "relu", "avg", False, "float32"),
-    ("dual_backward", 128, 14, 128, "relu", "avg", True, "float32"),
-    ("dual_backward", 128, 32, 128, "relu", "avg", True, "bf16"),
-    ("dual_backward", 128, 8, 128, "relu", "avg", False, "bf16"),
-    ("dual_forward", 128, 32, 1, "swish", "max", True, "bf16"),
-    ("dual_backward", 128, 32, 1, "swish", "max", True, "bf16"),
+    # passes, channels, side, norm groups, activation, pooling, affine, channels of a pixel together, dtype
+    ("forward", 128, 32, 128, "relu", "avg", "channel", False, "float32"),
+    ("forward", 128, 28, 128, "relu", "avg", "channel", True, "bf16"),
+    ("backward", 128, 16, 128, "relu", "avg", "channel", True, "float32"),
+    ("backward", 128, 32, 128, "relu", "avg", "channel", True, "bf16"),
+    ("dual_forward", 128, 32, 128, "relu", "avg", "channel", True, "float32"),
+    ("dual_forward", 128, 28, 128, "relu", "avg", "channel", False, "bf16"),
+    ("dual_backward", 128, 32, 128, "relu", "avg", "channel", False, "float32"),
+    ("dual_backward", 128, 14, 128, "relu", "avg", "channel", True, "float32"),
+    ("dual_backward", 128, 32, 128, "relu", "avg", "channel", True, "bf16"),
+    ("dual_backward", 128, 8, 128, "relu", "avg", "channel", False, "bf16"),
+    ("dual_forward", 128, 32, 1, "swish", "max", "channel", True, "bf16"),
+    ("dual_backward", 128, 32, 1, "swish", "max", "channel", True, "bf16"),
+    ("dual_backward", 128, 32, 128, "softplus", "max", "channel", True, "float32"),
+    ("dual_backward", 128, 32, 128, "softplus", "none", "channel", True, "bf16"),
+    ("dual_backward", 128, 32, 128, "relu", "max", "channel", True, "bf16"),
+    ("forward", 128, 16, 4, "relu", "max", "channel", True, "bf16"),
+    ("dual_forward", 128, 32, 4, "swish", "none", "channel", False, "float32"),
+    ("backward", 128, 8, 4, "sigmoid", "avg", "channel", True, "float32"),
+    ("dual_backward", 128, 32, 4, "swish", "avg", "channel", True, "float32"),
+    ("dual_backward", 128, 16, 4, "relu", "max", "channel", False, "bf16"),
+    ("dual_forward", 128, 16, 1, "relu", "avg", "element", True, "float32"),
+    ("backward", 128, 16, 1, "relu", "avg", "element", False, "bf16"),
+    ("dual_backward", 128, 32, 1, "softplus", "none", "element", True, "float32"),
+    ("dual_backward", 128, 16, 1, "relu", "avg", "element", True, "bf16"),
+    ("dual_backward", 64, 32, 0, "relu", "max", "none", True, "bf16"),
+    ("dual_forward", 6, 28, 0, "sigmoid", "avg", "none", False, "float32"),
 )
 
 
 def variants(capability: Capability) -> dict[str, list[Launch]]:
     """Launches for sixteen students, ten classes and 256 images; the same for every device."""
+    found = {}
+    for passes, channels, side, groups, activation, pooling, affine, last, name in _VARIANTS:
+        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        launches = _example(passes, channels, side, groups, activation, pooling, affine, last, dtype)
+        kind = f"{passes}/{channels}x{side}/{groups}/{activation}-{pooling}/{affine}"
+        found[f"norm_act_pool/{kind}/{'last' if last else 'first'}/{name}"] = launches
+    return found
+
+
+def _example(
+    passes: str,
+    channels: int,
+    side: int,
+    groups: int,
+    activation: str,
+    pooling: str,
+    affine: str,
+    last: bool,
+    dtype: torch.dtype,
+) -> list[Launch]:
     from fastdistill_kernels.gpu import norm_act_pool_backward as backward
 
-    found = {}
-    for passes, channels, side, groups, activation, pooling, last, name in _VARIANTS:
-        order = (0, 1, 2, 5, 3, 4) if last else (0, 1, 2, 3, 4, 5)
+    def images(side: int) -> Tensor:
+        sizes, order = ((side, side, channels), (0, 1, 2, 5, 3, 4)) if last else ((channels, side, side), range(6))
+        return torch.empty(16, 10, 256, *sizes, dtype=dtype, device="meta").permute(*order)
 
-        def images(side: int, order: tuple[int, ...] = order, channels: int = channels, name: str = name) -> Tensor:
-            sizes = (side, side, channels) if order[3] == 5 else (channels, side, side)
-            dtype = torch.bfloat16 if name == "bf16" else torch.float32
-            return torch.empty(16, 10, 256, *sizes, dtype=dtype, device="meta").permute(order)
-
-        x, y = images(side), images(side // 2)
-        weight, tangent, statistic = (
-            torch.empty(*shape, device="meta") for shape in ((16, channels), (16, 10, channels), (16, 10, 256, groups))
-        )
-        choices = (groups, activation, pooling)
-        if passes == "forward":
-            launches = prepare_norm_act_pool(x, weight, weight, *choices, 1e-5)[1]
-        elif passes == "dual_forward":
-            launches = prepare_dual_norm_act_pool(x, x, weight, tangent, weight, tangent, *choices, 1e-5)[1]
-        elif passes == "backward":
-            launches = backward.prepare_norm_act_pool_backward(y, x, weight, weight, statistic, statistic, *choices)[1]
-        else:
-            affine, statistics = (weight, tangent, weight, tangent), (statistic,) * 4
-            launches = backward.prepare_dual_norm_act_pool_backward(y, y, x, x, *affine, *statistics, *choices, True)[1]
-        layout = "last" if last else "first"
-        found[f"norm_act_pool/{passes}/{groups}/{side}/{layout}/{name}"] = launches
-    return found
+    x, y = images(side), images(side if pooling == "none" else side // 2)
+    own = {"none": None, "channel": (channels,), "element": (channels, side, side)}[affine]
+    weight, tangent = (None if own is None else torch.empty(*lead, *own, device="meta") for lead in ((16,), (16, 10)))
+    statistic = torch.empty(16, 10, 256, groups, device="meta")
+    choices = (groups, activation, pooling)
+    if passes == "forward":
+        return prepare_norm_act_pool(x, weight, weight, *choices, 1e-5)[1]
+    if passes == "dual_forward":
+        return prepare_dual_norm_act_pool(x, x, weight, tangent, weight, tangent, *choices, 1e-5)[1]
+    if passes == "backward":
+        return backward.prepare_norm_act_pool_backward(y, x, weight, weight, statistic, statistic, *choices)[1]
+    parameters, statistics = (weight, tangent, weight, tangent), (statistic,) * 4
+    return backward.prepare_dual_norm_act_pool_backward(y, y, x, x, *parameters, *statistics, *choices, True)[1]

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdistill_kernels.gpu.activation import activation_curvature, activation_slope, activation_value
-from fastdistill_kernels.gpu.launching import Launch, programs
+from fastdistill_kernels.gpu.launching import ALL_REGISTERS, Launch, programs
 from fastdistill_kernels.gpu.norm_act_pool_plan import Parameter, constants, in_layout, pixel_plan
 from fastdistill_kernels.gpu.norm_act_pool_tile import (
     Form,
@@ -32,6 +32,7 @@ from fastdistill_kernels.gpu.norm_act_pool_tile import (
     tile_channels,
     window_winner,
 )
+from fastdistill_kernels.reference.activation import CURVED
 from fastdistill_kernels.reference.norm_act_pool import empty_in_layout, statistics_dtype
 from fastdistill_kernels.reference.pooling import channels_last
 
@@ -355,7 +356,8 @@ def _prepare(
     value: bool,
 ) -> tuple[list[Tensor | None], list[Launch]]:
     dual, last = dx is not None, channels_last(x)
-    cut, fixed = constants(x, weight, groups, activation, pooling, dual=dual)
+    crowded = dual and (activation in CURVED or pooling == "max")
+    cut, fixed = constants(x, weight, groups, activation, pooling, dual=dual, crowded=crowded)
     dense = in_layout(last)
     axes = 0 if weight is None else weight.ndim - 1
     w, dw, b, db = (Parameter.of(one, axes, last) for one in (weight, dweight, bias, dbias))
@@ -405,6 +407,7 @@ def _prepare(
                 arguments=inputs | affine | sizes,
                 constants={key: fixed[key] for key in pixel_affine_kernel.arg_names if key in fixed} | tile,
                 warps=4,
+                registers=ALL_REGISTERS if crowded else None,
             )
         )
     return [gx, dgx, *gradients], launches

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdistill_kernels.gpu.launching import power_of_two
+from fastdistill_kernels.gpu.launching import expect_reachable, power_of_two
 from fastdistill_kernels.reference.pooling import channels_last
 
 # Elements of one tensor that a thread holds: a backward pass with tangents keeps four tensors from its sums to its
-# results, 64 registers of the 128 that 16 warps leave a thread.
+# results, 64 registers of the 128 that 16 warps leave a thread. Half as many where it needs more for each of them on
+# the way: a curved activation's exponential and both its derivatives, a maximum's place in its window.
 _PER_THREAD = 16
+_PER_CROWDED_THREAD = 8
 _MOST_WARPS = 16
 _LOOP_WARPS = 8
 _LEAST_BYTES = 16  # of neighbouring channels to read at once, half of what memory hands out
@@ -49,7 +51,9 @@ def windows_of(height: int, width: int, pooling: str) -> int:
     return -(-height * width // 4) if pooling == "none" else -(-height // 2) * -(-width // 2)
 
 
-def plan(shape: tuple[int, ...], groups: int, pooling: str, *, last: bool, itemsize: int) -> Plan:
+def plan(
+    shape: tuple[int, ...], groups: int, pooling: str, *, last: bool, itemsize: int, crowded: bool = False
+) -> Plan:
     """Cuts images so that a unit is one tile in registers where it fits, and loops over tiles where it does not.
 
     Args:
@@ -58,23 +62,25 @@ def plan(shape: tuple[int, ...], groups: int, pooling: str, *, last: bool, items
         pooling: by windows or not.
         last: whether the channels of a pixel lie together.
         itemsize: bytes of an element.
+        crowded: a thread has registers for half as many elements.
     """
     channels, height, width = shape[3:]
     windows = windows_of(height, width, pooling)
     single = groups in (0, channels)
     unit = channels if single else channels // groups
-    most = _PER_THREAD * 32 * _MOST_WARPS // 4  # channels · windows of a tile
+    held = _PER_CROWDED_THREAD if crowded else _PER_THREAD
+    most = held * 32 * _MOST_WARPS // 4  # channels · windows of a tile
     narrowest = min(power_of_two(unit), max(_LEAST_BYTES // itemsize, 1) if last else 1)
     widest = min(power_of_two(unit), _MOST_BYTES // itemsize if last else most)
     block_windows = power_of_two(windows)
     needed = narrowest if single else power_of_two(unit)
     if block_windows * needed <= most:
-        wished = max(_PER_THREAD * 32 * 4 // 4 // block_windows, _LEAST_BYTES * 2 // itemsize if last else 1)
+        wished = max(held * 32 * 4 // 4 // block_windows, _LEAST_BYTES * 2 // itemsize if last else 1)
         block_channels = max(needed, min(wished, widest, most // block_windows))
-        warps = power_of_two(-(-4 * block_windows * block_channels // (32 * _PER_THREAD)))
+        warps = power_of_two(-(-4 * block_windows * block_channels // (32 * held)))
     else:
         warps = _LOOP_WARPS
-        tile = _PER_THREAD * 32 * warps // 8  # half a tile: triton 3.6 spilled the dual backward pass of a whole one
+        tile = held * 32 * warps // 8  # half a tile: triton 3.6 spilled the dual backward pass of a whole one
         block_channels = widest if last else max(min(tile // block_windows, widest), 1)
         block_channels = min(block_channels, tile)
         block_windows = min(block_windows, tile // block_channels)
@@ -91,11 +97,16 @@ def plan(shape: tuple[int, ...], groups: int, pooling: str, *, last: bool, items
 
 
 def constants(
-    x: Tensor, weight: Tensor | None, groups: int, activation: str, pooling: str, *, dual: bool
+    x: Tensor, weight: Tensor | None, groups: int, activation: str, pooling: str, *, dual: bool, crowded: bool = False
 ) -> tuple[Plan, dict[str, Any]]:
-    """The plan for ``x`` and what all kernels here are compiled for."""
+    """The plan for ``x`` and what all kernels here are compiled for.
+
+    Raises:
+        ValueError: for an image with more elements than 32 bits count.
+    """
+    expect_reachable("one image", *x.shape[3:])
     last = channels_last(x)
-    cut = plan(tuple(x.shape), groups, pooling, last=last, itemsize=x.element_size())
+    cut = plan(tuple(x.shape), groups, pooling, last=last, itemsize=x.element_size(), crowded=crowded)
     channels, height, width = x.shape[3:]
     affine = "none" if weight is None else "channel" if weight.ndim == 2 else "element"
     return cut, {

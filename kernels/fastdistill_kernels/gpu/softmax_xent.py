@@ -40,7 +40,8 @@ def _labels(p_labels, p_label, o_class, m_row, classes, stride_c, SOFT: tl.const
     """A tile of labels in float32, zero outside."""
     m = m_row[:, None] & (o_class < classes)[None, :]
     if SOFT:
-        return tl.load(p_labels + p_label[:, None] + o_class[None, :] * stride_c, mask=m, other=0.0).to(tl.float32)
+        p_soft = p_labels + p_label[:, None] + o_class.to(tl.int64)[None, :] * stride_c
+        return tl.load(p_soft, mask=m, other=0.0).to(tl.float32)
     else:
         b_index = tl.load(p_labels + p_label, mask=m_row, other=-1)
         return tl.where(m & (o_class[None, :] == b_index[:, None]), 1.0, 0.0)
