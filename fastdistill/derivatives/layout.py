@@ -69,8 +69,9 @@ class Layout:
     def flatten(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The flat tensor ``[..., P]`` of named tensors ``[..., *shape]``, with zeros in the padding."""
         sizes, entries = self._splits
-        first = next(iter(tensors.values()))
-        lead = first.shape[: first.ndim - len(next(iter(self.shapes.values())))]
+        name, shape = next(iter(self.shapes.items()))
+        first = tensors[name]
+        lead = first.shape[: first.ndim - len(shape)]
         parts: list[Tensor] = []
         for size, (name, _, count) in zip(sizes, entries, strict=True):
             parts.append(tensors[name].reshape(*lead, count))

@@ -7,15 +7,15 @@ derivative are differentiated as torch does it. Layouts of results are whatever 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fastdistill_kernels.norm_act_pool import EPS
-from fastdistill_kernels.reference import folded
+from fastdistill_kernels.reference import folded, interleaved
 from fastdistill_kernels.reference import linear as vectors
-from fastdistill_kernels.reference import norm_act_pool as forwards
-from fastdistill_kernels.reference import norm_act_pool_backward as backwards
 from fastdistill_kernels.reference import softmax_xent as head
-from fastdistill_kernels.reference.norm_act_pool import EVERY, Affine, statistics_dtype
+from fastdistill_kernels.reference.norm_act_pool import statistics_dtype
 
 
 def convolution(
@@ -180,10 +180,9 @@ def norm_act_pool(
     eps: float = EPS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``y``, mean and 1/std."""
-    dtype = statistics_dtype(x)
-    affine = Affine(weight, bias).of(EVERY, dtype)
-    y, mean, rstd = forwards.forward(x.to(dtype), *affine, groups, activation, pooling, eps)
-    return y.to(x.dtype), mean, rstd
+    norm = interleaved.Norm.of(groups, weight, bias)
+    y, *statistics = interleaved.forward(_wide(x), norm, activation, pooling, eps)
+    return _narrow(y, x), *_apart(statistics)
 
 
 def dual_norm_act_pool(
@@ -200,12 +199,9 @@ def dual_norm_act_pool(
     eps: float = EPS,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``y`` and ``ẏ``, mean and 1/std, and the tangents of these two."""
-    dtype = statistics_dtype(x)
-    affine, tangent = Affine(weight, bias).of(EVERY, dtype), Affine.tangent(dweight, dbias, weight).of(EVERY, dtype)
-    y, dy, mean, rstd, dmean, drstd = forwards.dual_forward(
-        x.to(dtype), dx.to(dtype), affine, tangent, groups, activation, pooling, eps
-    )
-    return y.to(x.dtype), dy.to(x.dtype), mean, rstd, dmean, drstd
+    norm, along = interleaved.Norm.of(groups, weight, bias), interleaved.Norm.of(groups, dweight, dbias)
+    y, dy, *statistics = interleaved.dual_forward(_wide(x), _wide(dx), norm, along, activation, pooling, eps)
+    return _narrow(y, x), _narrow(dy, x), *_apart(statistics)
 
 
 def norm_act_pool_backward(
@@ -221,11 +217,10 @@ def norm_act_pool_backward(
     pooling: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``gx`` and, where there are such, gradients of weight and bias."""
-    dtype = statistics_dtype(x)
-    affine = Affine(weight, bias).of(EVERY, dtype)
-    gx, *shares = backwards.backward(gy.to(dtype), x.to(dtype), affine, (mean, rstd), groups, activation, pooling)
+    norm = interleaved.Norm.of(groups, weight, bias)
+    gx, *shares = interleaved.backward(_wide(gy), _wide(x), norm, _together(mean, rstd), activation, pooling)
     gw, gb = _summed(weight, shares)
-    return gx.to(x.dtype), gw, gb
+    return _narrow(gx, x), gw, gb
 
 
 def dual_norm_act_pool_backward(
@@ -248,24 +243,47 @@ def dual_norm_act_pool_backward(
     value: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """``gx`` and ``ġx``, then value and tangent of the gradients of weight and of bias."""
-    dtype = statistics_dtype(x)
-    gx, dgx, *shares = backwards.dual_backward(
-        (gy.to(dtype), dgy.to(dtype)),
-        (x.to(dtype), dx.to(dtype)),
-        Affine(weight, bias).of(EVERY, dtype),
-        Affine.tangent(dweight, dbias, weight).of(EVERY, dtype),
-        (mean, rstd, dmean, drstd),
-        groups,
+    gx, dgx, *shares = interleaved.dual_backward(
+        (_wide(gy), _wide(dgy)),
+        (_wide(x), _wide(dx)),
+        interleaved.Norm.of(groups, weight, bias),
+        interleaved.Norm.of(groups, dweight, dbias),
+        _together(mean, rstd, dmean, drstd),
         activation,
         pooling,
     )
     (gw, gb), (dgw, dgb) = _summed(weight if value else None, shares[:2]), _summed(weight, shares[2:])
-    return gx.to(x.dtype), dgx.to(x.dtype), gw, dgw, gb, dgb
+    return _narrow(gx, x), _narrow(dgx, x), gw, dgw, gb, dgb
+
+
+def _wide(images: Tensor) -> Tensor:
+    """In the layout and the precision that norms are computed in."""
+    return interleaved.interleaved(images).to(statistics_dtype(images))
+
+
+def _narrow(pixels: Tensor, like: Tensor) -> Tensor:
+    """The inverse, dense in that layout whatever it was made of."""
+    return interleaved.apart(pixels.to(like.dtype).contiguous())
+
+
+def _apart(statistics: list[Tensor]) -> tuple[Tensor, ...]:
+    """``[S, G, n, groups]`` from ``[G, n, S, groups]``."""
+    return tuple(statistic.permute(2, 0, 1, 3) for statistic in statistics)
+
+
+def _together(*statistics: Tensor) -> Any:
+    """The inverse."""
+    return tuple(statistic.permute(1, 2, 0, 3) for statistic in statistics)
 
 
 def _summed(weight: Tensor | None, shares: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """Two gradients from images' shares of them, where there is an affine."""
-    return (None, None) if weight is None else (shares[0].sum(2), shares[1].sum(2))
+    """Two gradients ``[S, G, ...]`` from images' shares of them, where there is an affine."""
+    if weight is None:
+        return None, None
+    gw, gb = (
+        (share if share.ndim == 4 else share.permute(0, 1, 4, 5, 2, 3)).sum(1).transpose(0, 1) for share in shares
+    )
+    return gw, gb
 
 
 def softmax_xent(z: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

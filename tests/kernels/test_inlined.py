@@ -20,9 +20,9 @@ def maps(channels, height, width, seed):
     return random(S, G, N, channels, height, width, seed=seed)
 
 
-def convolutions(kernel=3, stride=1, padding=1, count=N):
-    x, dx = (maps(4, 7, 6, seed)[:, :, :count] for seed in (1, 2))
-    weight, dweight = random(S, 5, 4, kernel, kernel, seed=3), random(S, G, 5, 4, kernel, kernel, seed=4)
+def convolutions(kernel=3, stride=1, padding=1, count=N, channels=4):
+    x, dx = (maps(channels, 7, 6, seed)[:, :, :count] for seed in (1, 2))
+    weight, dweight = (random(*lead, 5, channels, kernel, kernel, seed=len(lead)) for lead in ((S,), (S, G)))
     bias, dbias = random(S, 5, seed=5), random(S, G, 5, seed=6)
     settings = {"stride": stride, "padding": padding}
     gy = random(*kernels.convolution(x, weight, **settings).shape, seed=7)
@@ -82,6 +82,8 @@ FAMILIES = {
     "strided": convolutions(stride=2, padding=2, kernel=5),
     "pointwise": convolutions(kernel=1, padding=0),
     "head": heads(),
+    "grey": convolutions(channels=1),
+    "grey strided": convolutions(5, 2, 2, channels=1),
     "instance": norms(4, "relu", "avg"),
     "group": norms(2, "softplus", "max"),
     "layer": norms(1, "swish", "none", of_pixels=True),

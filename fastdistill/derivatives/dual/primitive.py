@@ -59,11 +59,11 @@ class Dual(Functional):
 
     def logits(self, weights: Tensor, buffers: Mapping[str, Tensor], images: Tensor) -> Tensor:
         """Logits ``[S, n, C]`` in eval mode of images ``[S, n, D, H, W]`` or, shared, ``[n, D, H, W]``."""
-        parameters, paired = self.layout.views(weights), images[None, None] if images.ndim == 4 else images[:, None]
+        paired = images[None, None] if images.ndim == 4 else images[:, None]
         students, count = weights.shape[0], images.shape[-4]
-        logits = weights.new_empty(students, 1, count, self._program.classes(self.layout))
+        logits = weights.new_empty(students, 1, count, self._program.classes)
         for piece in self._pieces(students, 1, count):
-            own, state = _some(parameters, piece.students), _some(buffers, piece.students)
+            own, state = weights[piece.students], _some(buffers, piece.students)
             logits[(*piece.pairs, piece.images)] = self._logits(own, state, _of(paired, piece))
         return logits[:, 0]
 
@@ -83,16 +83,14 @@ class Dual(Functional):
                 weights, buffers, images, labels, training=training, of_buffers=of_buffers
             )
         self._check(weights, images, labels)
-        parameters, (images, labels) = self.layout.views(weights), _paired(images, labels)
+        images, labels = _paired(images, labels)
         students, groups, count = weights.shape[0], images.shape[1], images.shape[2]
-        gradient, loss = weights.new_zeros(students, groups, self.layout.size), weights.new_zeros(students, groups)
-        views = self.layout.views(gradient)
+        gradient, loss = weights.new_empty(students, groups, self.layout.size), weights.new_empty(students, groups)
         for piece in self._pieces(students, groups, count):
-            own, state = _some(parameters, piece.students), _some(buffers, piece.students)
-            value, slopes = self._gradient(own, state, _of(images, piece), _of(labels, piece), piece.share)
+            own, state = weights[piece.students], _some(buffers, piece.students)
+            value, slope = self._gradient(own, state, _of(images, piece), _of(labels, piece), piece.share)
             _put(loss, piece, value)
-            for name, slope in slopes.items():
-                _put(views[name], piece, slope)
+            _put(gradient, piece, slope)
         return Gradients(loss=loss, gradient=gradient, buffers=dict(buffers))
 
     def products(
@@ -110,17 +108,16 @@ class Dual(Functional):
         if training and buffers:
             return super().products(weights, buffers, images, labels, vector, wanted=wanted, training=training)
         names = self._wanted(weights, images, labels, vector, wanted)
-        parameters, (images, labels) = self.layout.views(weights), _paired(images, labels)
+        images, labels = _paired(images, labels)
         students, groups, count = weights.shape[0], images.shape[1], images.shape[2]
-        product = weights.new_zeros(students, groups, self.layout.size) if "weights" in names else None
+        product = weights.new_empty(students, groups, self.layout.size) if "weights" in names else None
         of_images = weights.new_empty(students, groups, *images.shape[2:]) if "images" in names else None
         of_labels = weights.new_empty(students, groups, *labels.shape[2:]) if "labels" in names else None
-        loss_tangent = weights.new_zeros(students, groups)
-        along, views = self.layout.views(vector), {} if product is None else self.layout.views(product)
+        loss_tangent = weights.new_empty(students, groups)
         for piece in self._pieces(students, groups, count):
             found = self._product(
-                _some(parameters, piece.students),
-                {name: tensor[piece.pairs] for name, tensor in along.items()},
+                weights[piece.students],
+                vector[piece.pairs],
                 _some(buffers, piece.students),
                 _of(images, piece),
                 _of(labels, piece),
@@ -129,8 +126,8 @@ class Dual(Functional):
                 of_images=of_images is not None,
             )
             _put(loss_tangent, piece, found.loss_tangent)
-            for name, slope in found.weights.items():
-                _put(views[name], piece, slope)
+            if product is not None and found.weights is not None:
+                _put(product, piece, found.weights)
             for whole, part in ((of_images, found.images), (of_labels, found.labels)):
                 if whole is not None and part is not None:
                     whole[(*piece.pairs, piece.images)] = part

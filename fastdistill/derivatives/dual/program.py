@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fastdistill.derivatives.dual.graph import Step, read
@@ -20,10 +21,10 @@ Named = Mapping[str, Tensor]
 
 
 class Product(NamedTuple):
-    """Of one piece: the loss's tangent, and what was wanted of ``H v`` by name, ``K v`` and ``k v``."""
+    """Of one piece: the loss's tangent, and what was wanted of ``H v``, ``K v`` and ``k v``."""
 
     loss_tangent: Tensor
-    weights: dict[str, Tensor]
+    weights: Tensor | None
     images: Tensor | None
     labels: Tensor | None
 
@@ -45,6 +46,8 @@ class Program:
         self, module: nn.Module, *, precision: str = "ieee", first_block: bool = False, inlined: bool = False
     ) -> None:
         self.steps: list[Step] = read(module, precision=precision, first_block=first_block, inlined=inlined)
+        self.layout = Layout.of(module)
+        self.layout.views(torch.empty(self.layout.size, device="meta"))  # what it computes once, outside of a compiler
         self._operators = operators(inlined)
         self._moving = [False] * (self.steps[-1].output + 1)
         for step in self.steps:
@@ -53,12 +56,14 @@ class Program:
         # by step, the values that no later one reads
         self._dead = [[one for one, reader in last.items() if reader == place] for place in range(len(self.steps))]
 
-    def classes(self, layout: Layout) -> int:
+    @property
+    def classes(self) -> int:
         """``C``, by the last layer's weight."""
-        return layout.shapes[self.steps[-1].layer.weights[0]][0]
+        return self.layout.shapes[self.steps[-1].layer.weights[0]][0]
 
-    def logits(self, weights: Named, buffers: Named, images: Tensor) -> Tensor:
-        """Logits ``[S, G, n, C]`` of images ``[S, G, n, D, H, W]``, whose S or G may be 1."""
+    def logits(self, flat: Tensor, buffers: Named, images: Tensor) -> Tensor:
+        """Logits ``[S, G, n, C]`` of students ``[S, P]`` and images ``[S, G, n, D, H, W]``, whose S or G may be 1."""
+        weights = self.layout.views(flat)
         values: dict[int, Tensor] = {0: images}
         for place, step in enumerate(self.steps):
             inputs = (values[i] for i in step.inputs)
@@ -68,17 +73,18 @@ class Program:
         return values[self.steps[-1].output]
 
     def gradient(
-        self, weights: Named, buffers: Named, images: Tensor, labels: Tensor, share: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss ``[S, G]`` and its gradient by name ``[S, G, ...]``.
+        self, flat: Tensor, buffers: Named, images: Tensor, labels: Tensor, share: float
+    ) -> tuple[Tensor, Tensor]:
+        """Loss ``[S, G]`` and its gradient ``[S, G, P]``.
 
         Args:
-            weights: name to ``[S, ...]``.
+            flat: weights ``[S, P]``.
             buffers: name to ``[S, ...]``.
             images: ``[S, G, n, D, H, W]``; S or G may be 1.
             labels: classes ``[S, G, n]`` or rows ``[S, G, n, C]``; S or G may be 1.
             share: of this piece in the mean over images.
         """
+        weights = self.layout.views(flat)
         logits, kept = self._forward(weights, buffers, images)
         loss, above = self._operators.softmax_xent(logits, labels)
         cotangents: dict[int, Tensor] = {self.steps[-1].output: above.mul_(share)}
@@ -92,12 +98,12 @@ class Program:
             )
             found.update(zip(step.layer.weights, slopes, strict=True))
             self._collect(cotangents, step, below)
-        return loss.mul_(share), found
+        return loss.mul_(share), self.layout.flatten(found)
 
     def product(
         self,
-        weights: Named,
-        along: Named,
+        flat: Tensor,
+        vector: Tensor,
         buffers: Named,
         images: Tensor,
         labels: Tensor,
@@ -109,8 +115,8 @@ class Program:
         """Second-order products along a tangent of the weights.
 
         Args:
-            weights: name to ``[S, ...]``.
-            along: ``v``, name to ``[S, G, ...]``.
+            flat: weights ``[S, P]``.
+            vector: ``v [S, G, P]``.
             buffers: name to ``[S, ...]``.
             images: as `gradient` takes them.
             labels: the same; ``k v`` comes with rows.
@@ -118,6 +124,7 @@ class Program:
             of_weights: whether ``H v`` is wanted.
             of_images: whether ``K v`` is.
         """
+        weights, along = self.layout.views(flat), self.layout.views(vector)
         values: dict[int, Tensor] = {0: images}
         tangents: dict[int, Tensor | None] = {0: None}
         kept: list[Kept] = []
@@ -155,7 +162,7 @@ class Program:
             self._collect(dcotangents, step, dbelow, inputs)
         return Product(
             loss_tangent=loss_tangent.mul_(share),
-            weights=found,
+            weights=self.layout.flatten(found) if of_weights else None,
             images=dcotangents.get(0),
             labels=None if of_labels is None else of_labels.mul_(share),
         )

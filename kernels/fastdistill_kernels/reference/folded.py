@@ -7,9 +7,14 @@ argument as it is, and what lies between is vectorised over channels. Values are
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from fastdistill_kernels.reference.interleaved import apart, interleaved
+from fastdistill_kernels.reference.stored import stored
 
 _FEW = 8  # images of a pair below which pairs of all groups share a call: they cost a copy, calls cost their overhead
 
@@ -45,11 +50,45 @@ def _weights(weight: Tensor) -> Tensor:
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """``x ∗ w + b`` with weights ``[S, ...]``, or ``[S, G, ...]`` where groups have their own."""
+    if x.shape[3] == 1:
+        return _of_grey(x, weight, bias, stride, padding)
     students, groups, by_group = weight.shape[0], x.shape[1], weight.ndim == 6
     folded = None if bias is None else bias.flatten()
     pairs = weight.shape[:-4].numel()
     y = functional.conv2d(_images(x, by_group), _weights(weight), folded, stride, padding, groups=pairs)
     return _back(y, students, groups, by_group)
+
+
+def _taps(x: Tensor, kernel: int, stride: int, padding: int) -> Iterator[Tensor]:
+    """Pixels ``[G, n, h, w, S, 1]`` of one-channel images that each of a kernel's weights meets, row by row."""
+    # padded here and now: the channels, which are innermost, have nothing to do with it
+    padded = stored(functional.pad(interleaved(x), (0, 0, 0, 0, padding, padding, padding, padding)))
+    height, width = (size - kernel + 1 for size in padded.shape[2:4])
+    for row in range(kernel):
+        for column in range(kernel):
+            yield padded[:, :, row : row + height : stride, column : column + width : stride]
+
+
+def _of_grey(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """A convolution from one channel, term by term: too few products for a matrix, and many to write out."""
+    lead = weight if weight.ndim == 6 else weight[:, None]
+    own = stored(lead[:, :, :, 0].permute(3, 4, 1, 0, 2)).flatten(0, 1)[
+        :, :, None, None, None
+    ]  # [k², G, 1, 1, 1, S, C]
+    taps = _taps(x, weight.shape[-1], stride, padding)
+    y = next(taps) * own[0]
+    for number, tap in enumerate(taps, start=1):
+        y = y + tap * own[number]
+    if bias is not None:
+        y = y + (bias if bias.ndim == 3 else bias[:, None]).transpose(0, 1)[:, None, None, None]
+    return apart(y.contiguous())
+
+
+def _weight_gradient_of_grey(x: Tensor, gy: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """``gw [S, G, O, 1, k, k]``, summed over an image's pixels first."""
+    cotangent = interleaved(gy)
+    sums = [stored((cotangent * tap).sum((2, 3))).sum(1) for tap in _taps(x, kernel, stride, padding)]
+    return torch.stack(sums, -1).unflatten(-1, (1, kernel, kernel)).transpose(0, 1)
 
 
 def _backward(
@@ -71,6 +110,8 @@ def input_gradient(gy: Tensor, weight: Tensor, size: tuple[int, int], stride: in
 
 def weight_gradient(x: Tensor, gy: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """``gw [S, G, O, I, k, k]``."""
+    if x.shape[3] == 1:
+        return _weight_gradient_of_grey(x, gy, kernel, stride, padding)
     students, groups, count, features = gy.shape[:4]
     x = x.expand(students, groups, *x.shape[2:])
     if groups > 1 and count >= _FEW:

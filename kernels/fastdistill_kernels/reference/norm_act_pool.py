@@ -1,7 +1,6 @@
 """Truth of `fastdistill_kernels.norm_act_pool`; the formulas are derived in ``kernels/README.md``.
 
-Images are worked on in pieces that stay in cache from the first pass over them to the last. What computes a piece
-(`forward`, `dual_forward`) also serves compiled programs, for all images at once, since there passes are fused.
+Images are worked on in pieces that stay in cache from the first pass over them to the last.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from fastdistill_kernels.reference.activation import sloped, value
 from fastdistill_kernels.reference.pooling import channels_last, pool, pooled_size
 
 PIECE = 1 << 18  # elements of x at once, 1 MB in float32: below it dispatches cost more, above it cache misses do
-EVERY = (slice(None), slice(None), slice(None))  # students, groups and images
 _PIXELS = (-2, -1)
 
 
@@ -118,7 +116,7 @@ def _normalised(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Ten
     """x̂, and mean and 1/std ``[s, g, n, groups]``."""
     lead, (channels, height, width) = x.shape[:3], x.shape[3:]
     # torch's own is not vectorised on that layout when norm groups are channels
-    if channels_last(x) or torch.compiler.is_compiling():
+    if channels_last(x):
         mean = to_groups(x.sum(_PIXELS), groups, height * width)
         xhat = x - to_channels(mean, channels)
         rstd = (to_groups(xhat.square().sum(_PIXELS), groups, height * width) + eps).rsqrt()
@@ -128,7 +126,7 @@ def _normalised(x: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Ten
     return xhat.unflatten(0, lead), mean.unflatten(0, lead), rstd.unflatten(0, lead)
 
 
-def forward(
+def _forward(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, activation: str, pooling: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``y``, mean and 1/std of a piece; weight and bias as `Affine.of` gives them."""
@@ -150,12 +148,12 @@ def norm_act_pool(
     mean, rstd = (torch.empty(*x.shape[:3], groups, dtype=dtype, device=x.device) for _ in range(2))
     affine = Affine(weight, bias)
     for at in pieces(x):
-        found = forward(x[at].to(dtype), *affine.of(at, dtype), groups, activation, pooling, eps)
+        found = _forward(x[at].to(dtype), *affine.of(at, dtype), groups, activation, pooling, eps)
         y[at], mean[at], rstd[at] = found
     return y, mean, rstd
 
 
-def dual_forward(
+def _dual_forward(
     x: Tensor,
     dx: Tensor,
     affine: tuple[Tensor | None, Tensor | None],
@@ -207,6 +205,6 @@ def dual_norm_act_pool(
     affine, tangent = Affine(weight, bias), Affine.tangent(dweight, dbias, weight)
     for at in pieces(x):
         given = x[at].to(dtype), dx[at].to(dtype), affine.of(at, dtype), tangent.of(at, dtype)
-        found = dual_forward(*given, groups, activation, pooling, eps)
+        found = _dual_forward(*given, groups, activation, pooling, eps)
         y[at], dy[at], mean[at], rstd[at], dmean[at], drstd[at] = found
     return y, dy, mean, rstd, dmean, drstd

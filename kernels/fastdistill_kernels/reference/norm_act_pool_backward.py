@@ -59,7 +59,7 @@ def _sums(x: Tensor, w: Tensor | None) -> Tensor:
     return x.sum(_PIXELS) if w is None or w.shape[-1] == w.shape[-2] == 1 else x
 
 
-def backward(
+def _backward(
     gy: Tensor,
     x: Tensor,
     affine: tuple[Tensor | None, Tensor | None],
@@ -104,7 +104,7 @@ def norm_act_pool_backward(
     gx, affine, gradients = empty_in_layout(x, *x.shape[4:]), Affine(weight, bias), _Gradients.zero(x, weight)
     for at in pieces(x):
         given = gy[at].to(dtype), x[at].to(dtype), affine.of(at, dtype), (mean[at], rstd[at])
-        gx[at], *shares = backward(*given, groups, activation, pooling)
+        gx[at], *shares = _backward(*given, groups, activation, pooling)
         gradients.add(at, *shares)
     return gx, gradients.weight, gradients.bias
 
@@ -126,7 +126,7 @@ def _weighted(w: Tensor | None, total: Tensor) -> Tensor:
     return total if w is None else w[..., 0, 0] * total
 
 
-def dual_backward(
+def _dual_backward(
     cotangents: tuple[Tensor, Tensor],
     images: tuple[Tensor, Tensor],
     affine: tuple[Tensor | None, Tensor | None],
@@ -195,7 +195,7 @@ def dual_norm_act_pool_backward(
     affine, tangent = Affine(weight, bias), Affine.tangent(dweight, dbias, weight)
     gradients, tangents = _Gradients.zero(x, weight, value), _Gradients.zero(x, weight)
     for at in pieces(x):
-        gx[at], dgx[at], *shares = dual_backward(
+        gx[at], dgx[at], *shares = _dual_backward(
             (gy[at].to(dtype), dgy[at].to(dtype)),
             (x[at].to(dtype), dx[at].to(dtype)),
             affine.of(at, dtype),

@@ -111,7 +111,10 @@ def test_a_program_compiles_whole_and_once(name, monkeypatch):
     assert relative(again, everything(Dual(module, Batching(path=Path.DUAL, **size)), moved, vector * 3)) <= 1e-12
 
 
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="torch 2.11 lowers no convolution of interleaved channels")
+@pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < (2, 13),
+    reason="torch 2.11 lowers no convolution of interleaved channels",
+)
 def test_a_compiled_program_computes_the_same():
     module, given, vector = problem(images=2)
     compiled = Dual(module, Batching(path=Path.DUAL, piece=2, students=3, groups=2, compiled=True))
