@@ -14,6 +14,7 @@ from bench.cases import Case
 from bench.machine import MACHINE, describe_machine
 from bench.table import as_lines, rows_of
 from bench.workloads import chosen_cases
+from fastdistill.loop.environment import prepare_process
 
 _FOUND = pytest.StashKey[list[dict[str, Any]]]()
 _BEGIN = pytest.StashKey[float]()
@@ -41,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.device == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("expected a CUDA device for --device cuda, found none: use --device cpu")
     threads = config.option.threads or len(os.sched_getaffinity(0))
-    torch.set_num_threads(threads)
+    prepare_process(threads)
     config.option.benchmark_quiet = True  # its table knows no ratios
     described = describe_machine(torch.device(config.option.device))
     config.stash[MACHINE] = {**described, "set": config.option.set}

@@ -17,7 +17,7 @@ from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.data.arrays import from_arrays
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.functional import Functional
-from fastdistill.derivatives.plan import Batching, Cost, Path, choose_batching
+from fastdistill.derivatives.plan import Batching, Cost, choose_batching
 from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.outer import outer_step
@@ -109,8 +109,7 @@ class Implementation:
         """As a plan chooses it."""
         if self.derivatives == "functional":
             cost = by_functional(cost)
-        chosen = choose_batching(cost, device, students=students, groups=groups, images=images)
-        return replace(chosen, compiled=self.compile and chosen.path is Path.DUAL)
+        return choose_batching(cost, device, students=students, groups=groups, images=images, compiled=self.compile)
 
 
 def by_functional(cost: Cost) -> Cost:

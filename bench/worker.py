@@ -21,6 +21,7 @@ import torch
 from bench.cases import Case, Step, computing
 from bench.peak import peak_beyond
 from bench.workloads import all_cases
+from fastdistill.loop.environment import prepare_process
 from fastdistill.loop.peaks import synchronize
 
 _LEAST_S = 0.02  # of a round: shorter ones measure the clock and the scheduler
@@ -129,7 +130,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, required=True)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    prepare_process(options.threads)
     worker = Worker(torch.device(options.device))
     for line in sys.stdin:
         print(json.dumps(worker.answer(json.loads(line))), flush=True)

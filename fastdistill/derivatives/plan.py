@@ -109,11 +109,22 @@ _PIECE_FLOPS = 700e6  # a loop's call must be this large to hide its overhead
 _PIECE_BYTES = 4e6  # and its largest activation this small to stay in cache
 # On an H200 (torch 2.11, bench/results/h200/batching.json) one program beat the loop in all 25 shapes, 1.5 to 60 times.
 _DUAL_BYTES = 16e6  # largest activations of the images that go through a dual program together
+# Compiled, a program's passes over memory are few and its calls cheap, so that smaller pieces pay. Students' channels
+# lie side by side: of small networks all students at once fill a vector and a grouped convolution.
+_COMPILED_BYTES = 5e6
+_COMPILED_IMAGES = 16  # of a pair, before students share a piece
 _INDEXABLE = 2**31 - 1  # elements that cuDNN's grouped convolutions can address
 
 
 def choose_batching(
-    cost: Cost, device: torch.device, *, students: int, groups: int, images: int, frozen: bool = False
+    cost: Cost,
+    device: torch.device,
+    *,
+    students: int,
+    groups: int,
+    images: int,
+    frozen: bool = False,
+    compiled: bool = False,
 ) -> Batching:
     """The fastest batching of ``S`` students, ``G`` groups and ``n`` images a pair, by the measured rule.
 
@@ -127,6 +138,7 @@ def choose_batching(
         groups: ``G``.
         images: ``n``.
         frozen: whether the student's buffers stay as they are in all passes.
+        compiled: whether a dual program is to be compiled; a batching that is none is as without.
     """
     if device.type != "cpu":
         fitting = _INDEXABLE / (cost.largest * groups * images)
@@ -136,7 +148,7 @@ def choose_batching(
             students=max(1, min(students, int(fitting))),
         )
     if not cost.unsupported and (frozen or not cost.buffers):
-        return _dual(cost, students, groups, images)
+        return (_compiled if compiled else _dual)(cost, students, groups, images)
     if cost.flops * images <= _VMAP_FLOPS and students * groups == 1:
         # nothing to batch: vmap's rules alone cost a LeNet of 10 images 1.4 times the gradient, 1.2 times the products
         return Batching(path=Path.LOOP, piece=images, students=1)
@@ -158,6 +170,15 @@ def _dual(cost: Cost, students: int, groups: int, images: int) -> Batching:
         groups=across,
         students=max(1, min(students, fitting // max(images * groups, 1))),
     )
+
+
+def _compiled(cost: Cost, students: int, groups: int, images: int) -> Batching:
+    """As many images as stay in cache: some of each student first, then of the groups of a student."""
+    fitting = max(1, round(_COMPILED_BYTES / (4 * cost.largest)))
+    together = max(1, min(students, fitting // max(1, min(images, _COMPILED_IMAGES))))
+    piece = max(1, min(images, fitting // together))
+    across = max(1, min(groups, fitting // (together * piece))) if piece >= images else 1
+    return Batching(path=Path.DUAL, piece=piece, groups=across, students=together, compiled=True)
 
 
 def unsupported(module: nn.Module) -> str:

@@ -17,7 +17,7 @@ from fastdistill.data.split import stratified_split
 from fastdistill.data.store import ImageStore
 from fastdistill.evaluation.baselines import Baseline, judge_baselines
 from fastdistill.files import held, sweep, write_whole
-from fastdistill.loop.environment import describe_environment
+from fastdistill.loop.environment import describe_environment, prepare_process
 from fastdistill.loop.fingerprint import data_hash
 from fastdistill.loop.plan import resolve_device
 from fastdistill.loop.run import config_hash, refuse_another
@@ -76,7 +76,7 @@ def _run(config: BaselineConfig, data: RealData | None, progress: Silent) -> Map
     arms = _kept(folder, table, progress)
     left = [name for name in config.chosen if LABELS[name] not in arms or not _shown(folder, name)]
     if config.threads:
-        torch.set_num_threads(config.threads)
+        prepare_process(config.threads)
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     train, validation = data.train.subset(kept).to(device), data.train.subset(held_out).to(device)
     judged = judge_baselines(

@@ -20,6 +20,7 @@ from fastdistill.config import RunConfig
 from fastdistill.failures import RunFailed, Stopped
 from fastdistill.files import held, sweep, write_whole
 from fastdistill.loop.baseline import run_baselines
+from fastdistill.loop.environment import prepare_process
 from fastdistill.loop.evaluation import evaluate_run
 from fastdistill.loop.examination import images_file
 from fastdistill.loop.pretraining import pretrain
@@ -170,7 +171,7 @@ def _test_all(config: ComparisonConfig, arm: RunConfig, table: dict[str, Any], p
     folder = Path(arm.output) / arm.name
     seen = hashlib.sha256(images_file(folder, config.images).read_bytes()).hexdigest()
     if arm.threads:
-        torch.set_num_threads(arm.threads)
+        prepare_process(arm.threads)
     for name in [name for name in tests if name not in config.tests]:
         del tests[name]
     for name, test in config.tests.items():

@@ -18,7 +18,7 @@ from fastdistill.derivatives.layout import Layout
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.failures import RunFailed, Stopped
 from fastdistill.files import held, sweep, write_whole
-from fastdistill.loop.environment import available_memory, describe_environment
+from fastdistill.loop.environment import available_memory, describe_environment, prepare_process
 from fastdistill.loop.experts_plan import ExpertsPlan, describe_disk, describe_memory, make_experts_plan, needed_memory
 from fastdistill.loop.experts_state import State, load_state, save_state
 from fastdistill.loop.experts_trainer import Chunk, Trainer, expert_module, strategy_of
@@ -88,7 +88,7 @@ def _train(
     device = _device_of(plan, resumed=state is not None)
     progress.say(describe_memory(needed_memory(config, plan, sizes), available_memory(device), device))
     progress.say(describe_disk(writer.bytes, writer.missing, shutil.disk_usage(folder).free))
-    torch.set_num_threads(plan.threads)
+    prepare_process(plan.threads)
     torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, _ = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     course = _Course(config, data.train.subset(kept).to(device), data.test.to(device), writer, progress.say)

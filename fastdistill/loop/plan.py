@@ -137,8 +137,8 @@ def _of_chunk(
     frozen = isinstance(config.method, MatchingConfig)  # while gradients are matched
 
     def batching(students: int, groups: int, images: int, frozen: bool) -> Batching:
-        chosen = choose_batching(cost, device, students=students, groups=groups, images=images, frozen=frozen)
-        return replace(chosen, compiled=config.compile and chosen.path is Path.DUAL)
+        shape = {"students": students, "groups": groups, "images": images}
+        return choose_batching(cost, device, **shape, frozen=frozen, compiled=config.compile)
 
     return Plan(
         device=device.type,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import save
 
 from fastdistill.comparison_config import ComparisonConfig
@@ -14,6 +13,7 @@ from fastdistill.data.split import stratified_split
 from fastdistill.derivatives.layout import Layout
 from fastdistill.evaluation.feature_networks import train_feature_networks
 from fastdistill.files import write_whole
+from fastdistill.loop.environment import prepare_process
 from fastdistill.loop.plan import resolve_device
 from fastdistill.progress import Silent
 from fastdistill.students.ensemble import student_module
@@ -36,7 +36,7 @@ def pretrain(config: ComparisonConfig, progress: Silent) -> None:
     train = data.train.subset(kept).to(resolve_device(arm.device))
     module = student_module(student, train.shape, train.num_classes)
     if arm.threads:
-        torch.set_num_threads(arm.threads)
+        prepare_process(arm.threads)
     networks = train_feature_networks(
         module,
         train,

@@ -23,6 +23,7 @@ from fastdistill.loop.breakdown import Breakdown, breakdown
 from fastdistill.loop.environment import (
     available_memory,
     describe_environment,
+    prepare_process,
     release_freed_memory,
 )
 from fastdistill.loop.memory import Forecast, forecast_here, refuse_what_does_not_fit
@@ -76,7 +77,7 @@ def _profile(config: ProfileConfig, data: RealData | None, progress: Silent) -> 
         data = random_data(run.data.source, zca=run.data.zca) if config.random_images else load_configured(run.data)
     sizes = Sizes.of(data)
     plan = make_plan(run, sizes.shape, len(sizes.classes), sizes=sizes)
-    torch.set_num_threads(plan.threads)
+    prepare_process(plan.threads)
     torch.backends.cudnn.allow_tf32 = plan.tf32
     predicted = forecast_here(run, plan, sizes, judge=False)
     refuse_what_does_not_fit(predicted, available_memory(device), partial(savings, run, plan, sizes))

@@ -24,7 +24,7 @@ from fastdistill.files import append, held, sweep, write_whole
 from fastdistill.loop.artefact import as_distilled, labels_of, learning_rate_of, replay_of, shown_of
 from fastdistill.loop.checkpoint import load_checkpoint, sweep_checkpoints
 from fastdistill.loop.descents import make_descent
-from fastdistill.loop.environment import available_memory, describe_environment
+from fastdistill.loop.environment import available_memory, describe_environment, prepare_process
 from fastdistill.loop.fingerprint import data_hash, seen_hash
 from fastdistill.loop.memory import forecast_here, refuse_what_does_not_fit
 from fastdistill.loop.opened_experts import open_experts
@@ -137,7 +137,7 @@ def _run(
     refuse_what_does_not_fit(predicted, available, partial(savings, config, plan, sizes))
     progress.say(predicted.sentence(available))
     progress.say(derivatives(config, plan, sizes.shape, len(sizes.classes)))
-    torch.set_num_threads(plan.threads)
+    prepare_process(plan.threads)
     torch.backends.cudnn.allow_tf32 = plan.tf32
     kept, held_out = stratified_split(data.train.labels, config.data.validation_fraction, config.seed)
     train, validation = data.train.subset(kept).to(device), data.train.subset(held_out).to(device)

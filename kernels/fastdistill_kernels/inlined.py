@@ -182,7 +182,8 @@ def norm_act_pool(
     """``y``, mean and 1/std."""
     norm = interleaved.Norm.of(groups, weight, bias)
     y, *statistics = interleaved.forward(_wide(x), norm, activation, pooling, eps)
-    return _narrow(y, x), *_apart(statistics)
+    mean, rstd = _apart(statistics)
+    return _narrow(y, x), mean, rstd
 
 
 def dual_norm_act_pool(
@@ -201,7 +202,8 @@ def dual_norm_act_pool(
     """``y`` and ``ẏ``, mean and 1/std, and the tangents of these two."""
     norm, along = interleaved.Norm.of(groups, weight, bias), interleaved.Norm.of(groups, dweight, dbias)
     y, dy, *statistics = interleaved.dual_forward(_wide(x), _wide(dx), norm, along, activation, pooling, eps)
-    return _narrow(y, x), _narrow(dy, x), *_apart(statistics)
+    mean, rstd, dmean, drstd = _apart(statistics)
+    return _narrow(y, x), _narrow(dy, x), mean, rstd, dmean, drstd
 
 
 def norm_act_pool_backward(

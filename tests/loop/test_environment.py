@@ -69,6 +69,21 @@ def test_freed_memory_can_be_given_back():
     assert barrier.sum() == 20_000
 
 
+def test_a_prepared_process_keeps_what_is_freed():
+    code = (
+        "import sys, torch; from fastdistill.loop.environment import *; "
+        "prepare_process(1) if sys.argv[1] == 'prepared' else None\n"
+        "for _ in range(4): held = [torch.ones(2_500_000) for _ in range(8)]; del held\n"
+        "print(resident_memory(), torch.get_num_threads())"
+    )
+    freed, kept = (
+        subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, timeout=60).stdout.split()
+        for how in ("as it is", "prepared")
+    )
+    assert kept[1] == "1"
+    assert int(kept[0]) > int(freed[0]) + 60_000_000
+
+
 def write_group(folder, limit, used, inactive, *, version):
     folder.mkdir(parents=True, exist_ok=True)
     names = {1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}.get(

@@ -88,7 +88,8 @@ def _weight_gradient_of_grey(x: Tensor, gy: Tensor, kernel: int, stride: int, pa
     """``gw [S, G, O, 1, k, k]``, summed over an image's pixels first."""
     cotangent = interleaved(gy)
     sums = [stored((cotangent * tap).sum((2, 3))).sum(1) for tap in _taps(x, kernel, stride, padding)]
-    return torch.stack(sums, -1).unflatten(-1, (1, kernel, kernel)).transpose(0, 1)
+    gw: Tensor = torch.stack(sums, -1).unflatten(-1, (1, kernel, kernel)).transpose(0, 1)
+    return gw
 
 
 def _backward(

@@ -152,7 +152,8 @@ def forward(p: Tensor, norm: Norm, activation: str, pooling: str, eps: float) ->
     def at(corner: Corner) -> tuple[Tensor]:
         return (value(activation, norm.scaled(xhat(corner), corner)),)
 
-    return *_pooled(at, pooling), mean, rstd
+    (y,) = _pooled(at, pooling)
+    return y, mean, rstd
 
 
 def _normalised(p: Tensor, norm: Norm, eps: float) -> tuple[At, Tensor, Tensor]:
