@@ -98,18 +98,28 @@ class Implementation:
     Attributes:
         make: makes the primitive of a batching.
         derivatives: auto or functional, as in a configuration.
-        compile: likewise.
+        compile: whether dual programs are.
+        precision: of their products.
     """
 
     make: Primitive = make_primitive
     derivatives: str = "auto"
     compile: bool = False
+    precision: str = "float32"
 
     def batching(self, cost: Cost, device: torch.device, *, students: int, groups: int, images: int) -> Batching:
         """As a plan chooses it."""
         if self.derivatives == "functional":
             cost = by_functional(cost)
-        return choose_batching(cost, device, students=students, groups=groups, images=images, compiled=self.compile)
+        return choose_batching(
+            cost,
+            device,
+            students=students,
+            groups=groups,
+            images=images,
+            compiled=self.compile,
+            precision="float32" if self.precision == "auto" else self.precision,
+        )
 
 
 def by_functional(cost: Cost) -> Cost:
@@ -123,6 +133,7 @@ PRIMITIVES: Mapping[str, Implementation] = {
     "compiled": Implementation(make=Compiled, derivatives="functional"),
     "dual": Implementation(),
     "dual-compiled": Implementation(compile=True),
+    "dual-auto": Implementation(compile=True, precision="auto"),
 }
 
 
@@ -158,12 +169,13 @@ def engine_step(
         device=device.type,
         chunk=chunk or students,
         derivatives=primitive.derivatives,
-        compile=primitive.compile,
+        compile="always" if primitive.compile else "never",
+        precision=primitive.precision,
     )
     store = problem.store(device)
     plan: Plan = make_plan(config, store.shape, store.num_classes)
     experts = RandomExperts.of(config, store.shape, CLASSES) if isinstance(method, TrajectoryConfig) else None
-    made = make_method(config, plan, store, primitive.make, experts=experts)
+    made = make_method(config, plan.at(0), store, primitive.make, experts=experts)
     state = replace(initial_state(config, plan, store), step=1)
     descent = make_descent(method)
     return lambda: outer_step(made, descent, state)

@@ -6,13 +6,14 @@ Precedence is defaults < preset < file < flags. A preset is one YAML file of the
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fastdistill.checks import at_least, at_most, folder_name, one_of
 from fastdistill.generator_config import GeneratorConfig
-from fastdistill.method_configs import MatchingConfig, MethodConfig, TrajectoryConfig, UnrolledConfig
+from fastdistill.method_configs import METHODS, MatchingConfig, MethodConfig, TrajectoryConfig, UnrolledConfig
 
 PRESETS = Path(__file__).parent / "presets"
 SOURCES = ("digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
@@ -153,7 +154,10 @@ class RunConfig:
         chunk: most students in memory at once; 0 for all.
         derivatives: auto, or functional for torch.func alone, where auto is a program of dual layers for students made
             of layers it has.
-        compile: compile programs of dual layers, which takes 15 to 60 seconds before the first steps.
+        compile: auto, to compile programs of dual layers while a long run goes on, from the step on at which that will
+            be done, and to leave it where steps are not faster; always, before the first step; or never.
+        precision: of products in programs of dual layers: float32, tf32 (on CUDA), bfloat16, or auto, which is bfloat16
+            for gradient matching where programs are compiled, the hardware multiplies it and large networks gain by it.
         output: folder of run folders.
         log_every: steps between lines of metrics.
         picture_every: steps between pictures; 0 for only the last.
@@ -178,7 +182,8 @@ class RunConfig:
     threads: int = 0
     chunk: int = 0
     derivatives: str = "auto"
-    compile: bool = False
+    compile: str = "auto"
+    precision: str = "auto"
     output: str = "runs"
     log_every: int = 10
     picture_every: int = 0
@@ -225,6 +230,12 @@ class RunConfig:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, ("float32", "float64"))
         one_of("derivatives", self.derivatives, ("auto", "functional"))
+        one_of("compile", self.compile, ("auto", "always", "never"))
+        one_of("precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
+        if self.dtype == "float64" and self.precision not in ("auto", "float32"):
+            raise ValueError(
+                f"expected precision auto or float32 with dtype float64, got {self.precision}: leave it out"
+            )
 
     def _needs_all_steps(self) -> str:
         """The setting that a run which ends by its time would leave halfway; empty where there is none."""
@@ -242,6 +253,14 @@ class RunConfig:
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as the run folder's ``config.yaml`` holds them."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `as_dict`."""
+        parts = {"data": DataConfig, "student": StudentConfig, "generator": GeneratorConfig}
+        parts |= {"evaluation": EvaluationConfig, "method": METHODS[values["method"]["kind"]]}
+        made = {name: kind(**values[name]) for name, kind in parts.items()}
+        return cls(**{**values, **made})
 
 
 def presets() -> tuple[str, ...]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Resident bytes of Linux processes with torch 2.13's CPU build; bench/memory.py holds them to the measured peaks.
 _LIBRARIES = 395_000_000  # after the imports of a run: Python, torch and what its meta device needs, torchvision
 _LATER = 60_000_000  # what is touched first on the way: oneDNN with its compiled convolutions, matplotlib
+_COMPILER = 200_000_000  # torch's compiler, once it has compiled something
 # glibc keeps freed blocks below 32 MiB, and later ones do not fill the gaps exactly: a process ends up with more than
 # its small blocks ever took together, by this share.
 _GAPS = 0.75
@@ -123,7 +124,7 @@ def forecast(
     on_cpu = plan.device == "cpu"
     images = sum(sizes.classes) + sizes.test
     loaded = sizes.stored(images) if on_cpu else 0
-    process = (max(resident - loaded, 0) if resident else _LIBRARIES) + _LATER
+    process = (max(resident - loaded, 0) if resident else _LIBRARIES) + _LATER + _COMPILER * (plan.switch is not None)
     bound = _Bound(_GAPS if on_cpu else 0.0)
     return Forecast(
         process=process if on_cpu else 0,

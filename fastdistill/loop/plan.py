@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastdistill.config import RunConfig
-from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost, unsupported
+from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost, narrow_pays, unsupported
 from fastdistill.loop.environment import memory_limit
 from fastdistill.loop.memory import step_forecast
 from fastdistill.loop.sizes import Sizes
@@ -31,6 +31,23 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Switch:
+    """The outer step from which on dual programs are compiled, and how students are batched then.
+
+    Attributes:
+        step: of the first compiled one.
+        real: batching of real gradients.
+        synthetic: batching of synthetic gradients and second-order products.
+        training: batching of the students' own training.
+    """
+
+    step: int
+    real: Batching
+    synthetic: Batching
+    training: Batching
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a run is computed; chosen once, kept in every checkpoint and reused on resume.
 
@@ -44,6 +61,7 @@ class Plan:
         training: batching of the students' own training.
         tf32: CUDA convolutions may round their inputs to TF32.
         torch_version: bits are promised within one version only.
+        switch: to compiled programs, where a run makes one.
     """
 
     device: str
@@ -55,6 +73,14 @@ class Plan:
     training: Batching
     tf32: bool
     torch_version: str
+    switch: Switch | None = None
+
+    def at(self, step: int) -> Plan:
+        """What computes an outer step."""
+        switch = self.switch
+        if switch is None or step < switch.step:
+            return self
+        return replace(self, real=switch.real, synthetic=switch.synthetic, training=switch.training)
 
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values."""
@@ -63,16 +89,19 @@ class Plan:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Plan:
         """The inverse of `as_dict`."""
-        batchings = {
-            name: Batching(**{**values[name], "path": Path(values[name]["path"])})
-            for name in ("real", "synthetic", "training")
-        }
-        return cls(**{**values, **batchings})
+        switch = values.get("switch")
+        read = None if switch is None else Switch(step=switch["step"], **_batchings(switch))
+        return cls(**{**values, **_batchings(values), "switch": read})
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype of weights and images."""
         return _DTYPES[self.dtype]
+
+
+def _batchings(values: dict[str, Any]) -> dict[str, Batching]:
+    names = ("real", "synthetic", "training")
+    return {name: Batching(**{**values[name], "path": Path(values[name]["path"])}) for name in names}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -109,13 +138,13 @@ def make_plan(
         limit: bytes of memory of the machine; measured when not given.
 
     Raises:
-        ValueError: for a run to be compiled where there is nothing that compiles C++, or under an older torch.
+        ValueError: for a run to be compiled where there is nothing that compiles C++, or under an older torch; for TF32
+            on a CPU.
     """
-    if config.compile and tuple(map(int, torch.__version__.split(".")[:2])) < _COMPILING_TORCH:
-        needed = ".".join(map(str, _COMPILING_TORCH))
-        raise ValueError(f"expected torch {needed} or later for compile true, got {torch.__version__}: leave it out")
-    if config.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        raise ValueError("expected a C++ compiler for compile true, found none: install g++, or leave compile out")
+    if config.compile == "always" and (lacking := nothing_compiles()):
+        raise ValueError(f"expected {lacking} for compile always, or leave compile out")
+    if config.precision == "tf32" and resolve_device(config.device).type != "cuda":
+        raise ValueError("expected a CUDA device for precision tf32, got a CPU: leave it out")
     device = resolve_device(config.device)
     drawn = 2 * _images(config, num_classes).real + config.ipc
     sizes = sizes or Sizes(shape=shape, classes=(drawn,) * num_classes, test=0)
@@ -125,42 +154,95 @@ def make_plan(
         plan = _of_chunk(config, device, chunk, shape, num_classes)
         if chunk == 1 or config.chunk or step_forecast(config, plan, sizes) <= _SHARE * limit:
             break
-    return plan
+    return switched(config, plan, shape, num_classes, step=0) if config.compile == "always" else plan
+
+
+def nothing_compiles() -> str:
+    """What compilation would need and does not find; empty where it finds all."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _COMPILING_TORCH:
+        return f"torch {'.'.join(map(str, _COMPILING_TORCH))} or later, not {torch.__version__},"
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return "a C++ compiler, such as g++,"
+    return ""
+
+
+def switched(config: RunConfig, plan: Plan, shape: tuple[int, int, int], num_classes: int, *, step: int) -> Plan:
+    """The plan with compiled programs from a step on; the same plan where there is nothing to compile."""
+    batchings = _chosen(config, plan.chunk, shape, num_classes, compiled=True)
+    if not any(batching.compiled for batching in batchings):
+        return plan
+    return replace(plan, switch=Switch(step=step, **batchings._asdict()))
 
 
 def _of_chunk(
     config: RunConfig, device: torch.device, chunk: int, shape: tuple[int, int, int], num_classes: int
 ) -> Plan:
-    cost = forward_cost(student_module(config.student, shape, num_classes), shape)
-    cost = replace(cost, unsupported=outside_the_dual_program(config) or cost.unsupported)
-    images, students = _images(config, num_classes), config.students * config.runs
-    frozen = isinstance(config.method, MatchingConfig)  # while gradients are matched
-
-    def batching(students: int, groups: int, images: int, frozen: bool) -> Batching:
-        shape = {"students": students, "groups": groups, "images": images}
-        return choose_batching(cost, device, **shape, frozen=frozen, compiled=config.compile)
-
+    chosen = _chosen(config, chunk, shape, num_classes, compiled=False)
     return Plan(
         device=device.type,
         dtype=config.dtype,
         threads=config.threads or torch.get_num_threads(),
         chunk=chunk,
-        real=batching(chunk, images.groups, images.real, frozen),
-        synthetic=batching(chunk, images.groups, images.synthetic, frozen),
-        training=batching(students, 1, images.training, False),
-        tf32=torch.backends.cudnn.allow_tf32,
+        real=chosen.real,
+        synthetic=chosen.synthetic,
+        training=chosen.training,
+        tf32={"float32": False, "tf32": True}.get(config.precision, torch.backends.cudnn.allow_tf32),
         torch_version=torch.__version__,
     )
+
+
+def _chosen(
+    config: RunConfig, chunk: int, shape: tuple[int, int, int], num_classes: int, *, compiled: bool
+) -> _Batchings:
+    device, images = resolve_device(config.device), _images(config, num_classes)
+    cost = forward_cost(student_module(config.student, shape, num_classes), shape)
+    cost = replace(cost, unsupported=outside_the_dual_program(config) or cost.unsupported)
+    matching = isinstance(config.method, MatchingConfig)
+    precision = config.precision
+    if precision == "auto":
+        narrow = matching and compiled and config.dtype == "float32" and narrow_pays(cost, device)
+        precision = "bfloat16" if narrow else "float32"
+
+    def batching(students: int, groups: int, images: int, frozen: bool) -> Batching:
+        return choose_batching(
+            cost,
+            device,
+            students=students,
+            groups=groups,
+            images=images,
+            frozen=frozen,
+            compiled=compiled,
+            precision=precision,
+        )
+
+    return _Batchings(  # a student's buffers are frozen while gradients are matched
+        real=batching(chunk, images.groups, images.real, matching),
+        synthetic=batching(chunk, images.groups, images.synthetic, matching),
+        training=batching(config.students * config.runs, 1, images.training, False),
+    )
+
+
+class _Batchings(NamedTuple):
+    """Those of a plan, or of its switch."""
+
+    real: Batching
+    synthetic: Batching
+    training: Batching
 
 
 def derivatives(config: RunConfig, plan: Plan, shape: tuple[int, int, int], num_classes: int) -> str:
     """What a run says of how it differentiates students, and why."""
     if plan.synthetic.path is Path.DUAL:
-        return f"derivatives by dual layers{', compiled' if plan.synthetic.compiled else ''}"
+        switch = plan.switch
+        if switch is None or switch.step >= config.method.steps:
+            return "derivatives by dual layers"
+        narrow = ", products in bfloat16" if switch.real.precision == "bfloat16" else ""
+        return f"derivatives by dual layers, compiled from step {switch.step} on{narrow}"
     why = outside_the_dual_program(config) or unsupported(student_module(config.student, shape, num_classes))
     if not why and plan.device != "cpu":
         why = "dual layers have not been measured on such a device"
-    return f"derivatives by torch.func: {why or 'batch norm has the statistics of every batch'}"
+    uncompiled = ", so nothing is compiled" if config.compile == "always" else ""
+    return f"derivatives by torch.func{uncompiled}: {why or 'batch norm has the statistics of every batch'}"
 
 
 def outside_the_dual_program(config: RunConfig) -> str:

@@ -198,6 +198,7 @@ class Recorder:
             "step_s": step_s,
             "step_flops": flops,  # predicted, the mean of all steps
             "counted_flops": self._metrics.median("perf/step_flops"),  # of the first step of a start
+            "compiling_step_s": self._metrics.highest("perf/compiling_step_s"),  # a compiled step that compiles; else 0
             "flops_per_s": flops / step_s if step_s else None,
             "distill_peak_mb": self._metrics.highest(_DISTILL_PEAK) or peak,
             "peak_mb": peak,

@@ -14,9 +14,10 @@ import torch
 
 from fastdistill.derivatives.plan import Batching
 from fastdistill.failures import RunFailed
-from fastdistill.loop.plan import Plan
+from fastdistill.loop.plan import Plan, Switch
 
 _Outcome = TypeVar("_Outcome")
+_Of = TypeVar("_Of", Plan, Switch)
 _SIGNS = ("can't allocate memory", "not enough memory", "cannot allocate memory", "out of memory", "std::bad_alloc")
 
 
@@ -41,13 +42,11 @@ def halved(plan: Plan) -> Plan | None:
             return replace(batching, students=min(batching.students, chunk))
         return replace(batching, piece=-(-batching.piece // 2), students=1, groups=-(-batching.groups // 2))
 
-    half = replace(
-        plan,
-        chunk=chunk,
-        real=smaller(plan.real),
-        synthetic=smaller(plan.synthetic),
-        training=smaller(plan.training),
-    )
+    def smaller_ones(of: _Of) -> _Of:
+        return replace(of, real=smaller(of.real), synthetic=smaller(of.synthetic), training=smaller(of.training))
+
+    switch = None if plan.switch is None else smaller_ones(plan.switch)
+    half = replace(smaller_ones(plan), chunk=chunk, switch=switch)
     return None if half == plan else half
 
 

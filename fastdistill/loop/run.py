@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import reprlib
+import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,6 +25,7 @@ from fastdistill.failures import Stopped
 from fastdistill.files import append, held, sweep, write_whole
 from fastdistill.loop.artefact import as_distilled, labels_of, learning_rate_of, replay_of, shown_of
 from fastdistill.loop.checkpoint import load_checkpoint, sweep_checkpoints
+from fastdistill.loop.compilation import Compilation
 from fastdistill.loop.descents import make_descent
 from fastdistill.loop.environment import available_memory, describe_environment, prepare_process
 from fastdistill.loop.fingerprint import data_hash, seen_hash
@@ -58,6 +61,7 @@ _PRESENTATION = (
     "data.root",
     "data.download",
 )
+_COMPILING = "perf/compiling_step_s"  # the first compiled step of a start, compilation with it
 _SHOWN = 5  # settings of another run that are named
 
 
@@ -177,7 +181,7 @@ def _run(
         plan,
         judging,
         predicted=predicted,
-        method=make(plan),
+        method=make(plan.at(state.step)),
         say=progress.say,
         as_artefact=lambda learned: as_distilled(config, shown_of(config, train, learned), train, data.name, digest),
         config_hash=digest,
@@ -190,14 +194,26 @@ def _run(
     over = state.step == steps or (loaded is not None and recorder.out_of_time())
     end = steps if stop_after is None else min(steps, stop_after)
     title = "distilling, seconds" if config.seconds else "distilling"
-    with progress.stage(title, recorder.whole, recorder.done(state.step)) as advance, stop.deferred():
+    compilation = Compilation(config, sizes, predicted.distilling, progress.say)
+    with (
+        progress.stage(title, recorder.whole, recorder.done(state.step)) as advance,
+        stop.deferred(),
+        closing(compilation),
+    ):
         while state.step < end and not stop.asked and not over:
 
             def attempt(plan: Plan, state: State = state) -> tuple[State, Step]:
-                step = partial(outer_step, make(plan), descent, state, masked_share=config.max_masked_share)
-                return _counted(step) if state.step == first else step()
+                now = plan.at(state.step)
+                step = partial(outer_step, make(now), descent, state, masked_share=config.max_masked_share)
+                # nothing sees into compiled code, and counting would look at every operator that it has been made from
+                return _counted(step) if state.step == first and now == plan else step()
 
+            begin = time.perf_counter()
             plan, (following, found) = retrying(plan, attempt, progress.say)
+            took = time.perf_counter() - begin
+            if plan.switch is not None and state.step in (plan.switch.step, first) and plan.at(state.step) != plan:
+                found = replace(found, values={**found.values, _COMPILING: torch.tensor(took, dtype=torch.float64)})
+            plan = compilation.after_step(plan, state.step + 1, took)
             before, state = state, following
             over = recorder.out_of_time() or state.step == steps
             last = over or state.step == end or bool(stop.asked)

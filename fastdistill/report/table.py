@@ -29,8 +29,11 @@ def show_results(results: Mapping[str, Any], folder: Path) -> None:
         counted = operations(results.get("counted_flops"))
         predicted, speed = operations(results["step_flops"]), rate(results["flops_per_s"])
         flops = f"\n{counted} in the first step, predicted {predicted} a step, {speed}"
+    compiling = ""
+    if results.get("compiling_step_s"):
+        compiling = f", {results['compiling_step_s']:.1f} s of it the first compiled step, compilation with it"
     console.print(
-        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step})\n"
+        f"distilled in {results['distill_s']:.1f} s ({results['steps']} steps{step}){compiling}\n"
         f"peak memory {results['peak_mb']:.0f} MB, predicted {results['predicted_peak_mb']:.0f} MB{flops}",
         highlight=False,
     )

@@ -9,7 +9,7 @@ import torch
 from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
 from fastdistill.derivatives.plan import Path
 from fastdistill.loop.memory import step_forecast
-from fastdistill.loop.plan import Plan, derivatives, halves, make_plan, resolve_device
+from fastdistill.loop.plan import Plan, derivatives, halves, make_plan, resolve_device, switched
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import DistributionConfig, UnrolledConfig, matching_recipe
 
@@ -32,9 +32,41 @@ def test_phases_are_planned_apart():
     for outside in (other, config(students=8, derivatives="functional")):
         found = make_plan(outside, (1, 28, 28), 10)
         assert (found.real.path, found.synthetic.path) == (Path.LOOP, Path.VMAP)
-    compiled = make_plan(config(students=8, compile=True), (1, 28, 28), 10)
-    assert compiled.real.compiled and compiled.synthetic.compiled and compiled.training.compiled
     assert plan.torch_version == torch.__version__
+
+
+def test_a_switch_changes_how_students_are_batched_from_its_step_on():
+    settings = config(students=8, compile="always")
+    plan = make_plan(settings, (1, 28, 28), 10)
+    assert plan.switch is not None and plan.switch.step == 0
+    assert not (plan.real.compiled or plan.synthetic.compiled or plan.training.compiled)
+    found = plan.at(0)
+    assert found.real.compiled and found.synthetic.compiled and found.training.compiled
+    later = switched(settings, replace(plan, switch=None), (1, 28, 28), 10, step=7)
+    assert later.at(6) == later and later.at(7) == later.at(8) and later.at(7).real == plan.switch.real
+    assert Plan.from_dict(json.loads(json.dumps(later.as_dict()))) == later
+    outside = config(compile="always", derivatives="functional")
+    assert make_plan(outside, (1, 28, 28), 10).switch is None
+
+
+def test_large_networks_are_matched_in_bfloat16_where_that_is_faster(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+
+    def precision(**settings):
+        shape = settings.pop("shape", (1, 28, 28))
+        return make_plan(config(compile="always", **settings), shape, 10).at(0).real.precision
+
+    assert precision(width=128) == "bfloat16"
+    assert precision(width=16, shape=(1, 8, 8)) == "float32"
+    assert precision(width=128, precision="float32") == "float32"
+    assert precision(width=128, dtype="float64") == "float32"
+    assert precision(width=16, shape=(1, 8, 8), precision="bfloat16") == "bfloat16"
+    assert make_plan(config(width=128), (1, 28, 28), 10).real.precision == "float32"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert precision(width=128) == "float32"
+    with pytest.raises(ValueError, match="expected a CUDA device for precision tf32"):
+        precision(precision="tf32")
 
 
 GIGABYTE = 10**9
@@ -97,7 +129,15 @@ def test_a_missing_device_is_named():
     ("changes", "says"),
     [
         ({}, "derivatives by dual layers"),
-        ({"compile": True}, "derivatives by dual layers, compiled"),
+        ({"compile": "always", "precision": "float32"}, "derivatives by dual layers, compiled from step 0 on"),
+        (
+            {"compile": "always", "precision": "bfloat16"},
+            "derivatives by dual layers, compiled from step 0 on, products in bfloat16",
+        ),
+        (
+            {"derivatives": "functional", "compile": "always"},
+            "derivatives by torch.func, so nothing is compiled: the configuration asks for torch.func",
+        ),
         ({"derivatives": "functional"}, "derivatives by torch.func: the configuration asks for torch.func"),
         ({"student": StudentConfig(architecture="alexcifarnet")}, "derivatives by torch.func: there is no dual layer"),
         ({"method": DistributionConfig()}, "derivatives by torch.func: distribution matching has no second-order pass"),
@@ -116,12 +156,12 @@ def test_a_run_says_what_differentiates_its_students(changes, says):
 
 def test_nothing_is_compiled_without_a_compiler(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    make_plan(config(), (1, 28, 28), 10)
+    assert make_plan(config(), (1, 28, 28), 10).switch is None
     with pytest.raises(ValueError, match="expected a C"):
-        make_plan(config(compile=True), (1, 28, 28), 10)
+        make_plan(config(compile="always"), (1, 28, 28), 10)
 
 
 def test_nothing_is_compiled_by_an_older_torch(monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.11.0+cpu")
-    with pytest.raises(ValueError, match=r"expected torch 2.13 or later for compile true, got 2.11.0"):
-        make_plan(config(compile=True), (1, 28, 28), 10)
+    with pytest.raises(ValueError, match=r"expected torch 2.13 or later, not 2.11.0"):
+        make_plan(config(compile="always"), (1, 28, 28), 10)

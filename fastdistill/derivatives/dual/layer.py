@@ -63,9 +63,9 @@ def operators(inlined: bool) -> Any:
     return kernels.inlined if inlined else kernels
 
 
-def pair(own: Own) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias."""
-    return own[0], own[1] if len(own) > 1 else None
+def pair(own: Own, like: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias in the dtype of what they meet."""
+    return own[0].to(like.dtype), own[1].to(like.dtype) if len(own) > 1 else None
 
 
 def given(*tensors: Tensor | None) -> Own:

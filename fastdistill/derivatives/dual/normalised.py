@@ -137,10 +137,10 @@ class FirstBlock:
             "precision": self.convolution.precision,
         }
 
-    def _four(self, own: Own) -> tuple[Tensor | None, ...]:
+    def _four(self, own: Own, like: Tensor) -> tuple[Tensor | None, ...]:
         """Weight, bias, and the norm's."""
         count = len(self.convolution.weights)
-        return (*pair(own[:count]), *(own[count:] or (None, None)))
+        return (*pair(own[:count], like), *(own[count:] or (None, None)))
 
     def _present(self, four: tuple[Tensor, ...]) -> Own:
         """Gradients of the weights that there are."""
@@ -149,14 +149,14 @@ class FirstBlock:
 
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
-        return kernels.first_block(xs[0], *self._four(own), **self._settings), xs  # type: ignore[arg-type]
+        return kernels.first_block(xs[0], *self._four(own, xs[0]), **self._settings), xs  # type: ignore[arg-type]
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
         *four, gx = kernels.first_block_backward(
             gy,
             kept[0],
-            *self._four(own),  # type: ignore[arg-type]
+            *self._four(own, gy),  # type: ignore[arg-type]
             inputs=wanted.inputs,
             **self._settings,
         )
@@ -166,7 +166,7 @@ class FirstBlock:
         self, own: Own, along: Own, xs: tuple[Tensor, ...], dxs: Cotangents
     ) -> tuple[Tensor, Tensor | None, Kept]:
         """Output, its tangent and what is kept."""
-        y, dy = kernels.dual_first_block(xs[0], *self._paired(own, along), **self._settings)  # type: ignore[arg-type]
+        y, dy = kernels.dual_first_block(xs[0], *self._paired(own, along, xs[0]), **self._settings)  # type: ignore[arg-type]
         return y, dy, xs
 
     def dual_backward(
@@ -177,7 +177,7 @@ class FirstBlock:
             gy,
             dgy,
             kept[0],
-            *self._paired(own, along),  # type: ignore[arg-type]
+            *self._paired(own, along, gy),  # type: ignore[arg-type]
             inputs=wanted.inputs,
             value=False,
             **self._settings,
@@ -185,6 +185,6 @@ class FirstBlock:
         dgx = found[9] if wanted.inputs else None
         return (None,), (dgx,), self._present(found[1:8:2]) if wanted.weights else ()
 
-    def _paired(self, own: Own, along: Own) -> tuple[Tensor | None, ...]:
+    def _paired(self, own: Own, along: Own, like: Tensor) -> tuple[Tensor | None, ...]:
         """Each weight followed by its tangent."""
-        return tuple(one for pair in zip(self._four(own), self._four(along), strict=True) for one in pair)
+        return tuple(one for pair in zip(self._four(own, like), self._four(along, like), strict=True) for one in pair)

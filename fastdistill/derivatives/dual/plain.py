@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,19 +14,19 @@ from fastdistill.derivatives.dual.layer import Cotangents, Kept, Own, Wanted
 _PIXELS = (-2, -1)
 
 
-class Straight:
+class Straight(ABC):
     """A linear map without weights: tangents and cotangents go the same way as values."""
 
     weights: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
 
+    @abstractmethod
     def apply(self, *xs: Tensor) -> Tensor:
         """The map."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pull(self, shape: torch.Size, gy: Tensor) -> tuple[Tensor, ...]:
         """Its transpose, for inputs of a shape."""
-        raise NotImplementedError
 
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
@@ -134,15 +135,16 @@ class FrozenNorm:
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
         mean, scale, weight, bias = self._parts(own)
-        xhat = (xs[0] - mean) * scale
+        xhat = (xs[0].to(mean.dtype) - mean) * scale
         y = xhat if weight is None or bias is None else torch.addcmul(bias, xhat, weight)
-        return y, (xhat,)
+        return y.to(xs[0].dtype), (xhat,)
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
         _, scale, weight, _ = self._parts(own)
-        gx = gy * (scale if weight is None else scale * weight)
-        return (gx,), (_sums(gy * kept[0]), _sums(gy)) if wanted.weights and self.weights else ()
+        wide = gy.to(scale.dtype)
+        gx = wide * (scale if weight is None else scale * weight)
+        return (gx.to(gy.dtype),), (_sums(wide * kept[0]), _sums(wide)) if wanted.weights and self.weights else ()
 
     def dual_forward(
         self, own: Own, along: Own, xs: tuple[Tensor, ...], dxs: Cotangents
@@ -150,23 +152,24 @@ class FrozenNorm:
         """Output, its tangent and what is kept."""
         _, scale, weight, _ = self._parts(own)
         y, (xhat,) = self.forward(own, *xs)
-        dxhat = torch.zeros_like(xhat) if dxs[0] is None else dxs[0] * scale
+        dxhat = torch.zeros_like(xhat) if dxs[0] is None else dxs[0].to(scale.dtype) * scale
         dy = dxhat
         if weight is not None:
             dy = torch.addcmul(_wide(along[1]), xhat, _wide(along[0])).addcmul_(dxhat, weight)
-        return y, dy, (xhat, dxhat)
+        return y, dy.to(y.dtype), (xhat, dxhat)
 
     def dual_backward(
         self, own: Own, along: Own, kept: Kept, gy: Tensor, dgy: Tensor, wanted: Wanted
     ) -> tuple[Cotangents, Cotangents, Own]:
         """Cotangents of the inputs, their tangents, and tangents of the weights' gradients."""
         (xhat, dxhat), (_, scale, weight, _) = kept, self._parts(own)
+        dtype, gy, dgy = gy.dtype, gy.to(scale.dtype), dgy.to(scale.dtype)
         if weight is None:
-            return (gy * scale,), (dgy * scale,), ()
+            return ((gy * scale).to(dtype),), ((dgy * scale).to(dtype),), ()
         slope = scale * weight
         dgx = (dgy * slope).addcmul_(gy, scale * _wide(along[0]))
         found = (_sums((dgy * xhat).addcmul_(gy, dxhat)), _sums(dgy)) if wanted.weights else ()
-        return (gy * slope,), (dgx,), found
+        return ((gy * slope).to(dtype),), (dgx.to(dtype),), found
 
 
 def _wide(vector: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class Dual(Functional):
 
     def __init__(self, module: nn.Module, batching: Batching) -> None:
         super().__init__(module, batching)
-        self._program = program = Program(module, inlined=batching.compiled)
+        self._program = program = Program(module, precision=batching.precision, inlined=batching.compiled)
         self._gradient, self._product, self._logits = program.gradient, program.product, program.logits
         if batching.compiled:
             self._gradient, self._product, self._logits = (

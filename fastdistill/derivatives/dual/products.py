@@ -43,26 +43,26 @@ class Convolution:
 
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
-        return self._operators.convolution(xs[0], *pair(own), **self._settings), xs
+        return self._operators.convolution(xs[0], *pair(own, xs[0]), **self._settings), xs
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
-        (x,), settings = kept, self._settings
+        (x,), settings, (weight, bias) = kept, self._settings, pair(own, gy)
         gx = (
-            self._operators.convolution_input_gradient(gy, own[0], tuple(x.shape[4:]), **settings)
+            self._operators.convolution_input_gradient(gy, weight, tuple(x.shape[4:]), **settings)
             if wanted.inputs
             else None
         )
         if not wanted.weights:
             return (gx,), ()
-        found = self._operators.convolution_weight_gradient(x, gy, own[0].shape[-1], bias=len(own) > 1, **settings)
+        found = self._operators.convolution_weight_gradient(x, gy, self.kernel, bias=bias is not None, **settings)
         return (gx,), given(*found)
 
     def dual_forward(
         self, own: Own, along: Own, xs: tuple[Tensor, ...], dxs: Cotangents
     ) -> tuple[Tensor, Tensor | None, Kept]:
         """Output, its tangent and what is kept."""
-        (weight, bias), (dweight, dbias) = pair(own), pair(along)
+        (weight, bias), (dweight, dbias) = pair(own, xs[0]), pair(along, xs[0])
         y, dy = self._operators.dual_convolution(xs[0], dxs[0], weight, dweight, bias, dbias, **self._settings)
         return y, dy, (xs[0], dxs[0])
 
@@ -71,15 +71,16 @@ class Convolution:
     ) -> tuple[Cotangents, Cotangents, Own]:
         """Cotangents of the inputs, their tangents, and tangents of the weights' gradients."""
         (x, dx), settings = kept, self._settings
+        (weight, bias), (dweight, _) = pair(own, gy), pair(along, gy)
         gx = dgx = None
         if wanted.inputs:
             gx, dgx = self._operators.dual_convolution_input_gradient(
-                gy, dgy, own[0], along[0], tuple(x.shape[4:]), value=wanted.values, **settings
+                gy, dgy, weight, dweight, tuple(x.shape[4:]), value=wanted.values, **settings
             )
         if not wanted.weights:
             return (gx,), (dgx,), ()
         _, dgw, _, dgb = self._operators.dual_convolution_weight_gradient(
-            x, dx, gy, dgy, own[0].shape[-1], bias=len(own) > 1, value=False, **settings
+            x, dx, gy, dgy, self.kernel, bias=bias is not None, value=False, **settings
         )
         return (gx,), (dgx,), given(dgw, dgb)
 
@@ -105,21 +106,22 @@ class Linear:
 
     def forward(self, own: Own, *xs: Tensor) -> tuple[Tensor, Kept]:
         """Output and what is kept."""
-        return self._operators.linear(xs[0], *pair(own), precision=self.precision), xs
+        return self._operators.linear(xs[0], *pair(own, xs[0]), precision=self.precision), xs
 
     def backward(self, own: Own, kept: Kept, gy: Tensor, wanted: Wanted) -> tuple[Cotangents, Own]:
         """Cotangents of the inputs and gradients of the weights."""
-        gx = self._operators.linear_input_gradient(gy, own[0], precision=self.precision) if wanted.inputs else None
+        weight, bias = pair(own, gy)
+        gx = self._operators.linear_input_gradient(gy, weight, precision=self.precision) if wanted.inputs else None
         if not wanted.weights:
             return (gx,), ()
-        found = self._operators.linear_weight_gradient(kept[0], gy, bias=len(own) > 1, precision=self.precision)
+        found = self._operators.linear_weight_gradient(kept[0], gy, bias=bias is not None, precision=self.precision)
         return (gx,), given(*found)
 
     def dual_forward(
         self, own: Own, along: Own, xs: tuple[Tensor, ...], dxs: Cotangents
     ) -> tuple[Tensor, Tensor | None, Kept]:
         """Output, its tangent and what is kept."""
-        (weight, bias), (dweight, dbias) = pair(own), pair(along)
+        (weight, bias), (dweight, dbias) = pair(own, xs[0]), pair(along, xs[0])
         y, dy = self._operators.dual_linear(xs[0], dxs[0], weight, dweight, bias, dbias, precision=self.precision)
         return y, dy, (xs[0], dxs[0])
 
@@ -127,15 +129,16 @@ class Linear:
         self, own: Own, along: Own, kept: Kept, gy: Tensor, dgy: Tensor, wanted: Wanted
     ) -> tuple[Cotangents, Cotangents, Own]:
         """Cotangents of the inputs, their tangents, and tangents of the weights' gradients."""
+        (weight, bias), (dweight, _) = pair(own, gy), pair(along, gy)
         gx = dgx = None
         if wanted.inputs:
             gx, dgx = self._operators.dual_linear_input_gradient(
-                gy, dgy, own[0], along[0], precision=self.precision, value=wanted.values
+                gy, dgy, weight, dweight, precision=self.precision, value=wanted.values
             )
         if not wanted.weights:
             return (gx,), (dgx,), ()
         x, dx = kept
         _, dgw, _, dgb = self._operators.dual_linear_weight_gradient(
-            x, dx, gy, dgy, bias=len(own) > 1, precision=self.precision, value=False
+            x, dx, gy, dgy, bias=bias is not None, precision=self.precision, value=False
         )
         return (gx,), (dgx,), given(dgw, dgb)

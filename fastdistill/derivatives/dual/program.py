@@ -34,7 +34,7 @@ class Program:
 
     Args:
         module: the student, in whatever mode; frozen statistics are used.
-        precision: of float32 products on a device, ``ieee`` or ``tf32``.
+        precision: of `plan.PRECISIONS`; ``float32`` leaves what it is given as it is.
         first_block: compute a first convolution of few channels together with what follows it.
         inlined: for compilation for a CPU.
 
@@ -43,9 +43,11 @@ class Program:
     """
 
     def __init__(
-        self, module: nn.Module, *, precision: str = "ieee", first_block: bool = False, inlined: bool = False
+        self, module: nn.Module, *, precision: str = "float32", first_block: bool = False, inlined: bool = False
     ) -> None:
-        self.steps: list[Step] = read(module, precision=precision, first_block=first_block, inlined=inlined)
+        products = "tf32" if precision == "tf32" else "ieee"
+        self.steps: list[Step] = read(module, precision=products, first_block=first_block, inlined=inlined)
+        self._narrow = precision == "bfloat16"
         self.layout = Layout.of(module)
         self.layout.views(torch.empty(self.layout.size, device="meta"))  # what it computes once, outside of a compiler
         self._operators = operators(inlined)
@@ -64,13 +66,13 @@ class Program:
     def logits(self, flat: Tensor, buffers: Named, images: Tensor) -> Tensor:
         """Logits ``[S, G, n, C]`` of students ``[S, P]`` and images ``[S, G, n, D, H, W]``, whose S or G may be 1."""
         weights = self.layout.views(flat)
-        values: dict[int, Tensor] = {0: images}
+        values: dict[int, Tensor] = {0: self._seen(images)}
         for place, step in enumerate(self.steps):
             inputs = (values[i] for i in step.inputs)
             values[step.output], _ = step.layer.forward(_own(step, weights, buffers), *inputs)
             for number in self._dead[place]:
                 del values[number]
-        return values[self.steps[-1].output]
+        return values[self.steps[-1].output].to(flat.dtype)
 
     def gradient(
         self, flat: Tensor, buffers: Named, images: Tensor, labels: Tensor, share: float
@@ -86,8 +88,8 @@ class Program:
         """
         weights = self.layout.views(flat)
         logits, kept = self._forward(weights, buffers, images)
-        loss, above = self._operators.softmax_xent(logits, labels)
-        cotangents: dict[int, Tensor] = {self.steps[-1].output: above.mul_(share)}
+        loss, above = self._operators.softmax_xent(logits.to(flat.dtype), labels)
+        cotangents: dict[int, Tensor] = {self.steps[-1].output: above.mul_(share).to(logits.dtype)}
         found: dict[str, Tensor] = {}
         for step in reversed(self.steps):
             if not self._moving[step.output]:
@@ -125,7 +127,7 @@ class Program:
             of_images: whether ``K v`` is.
         """
         weights, along = self.layout.views(flat), self.layout.views(vector)
-        values: dict[int, Tensor] = {0: images}
+        values: dict[int, Tensor] = {0: self._seen(images)}
         tangents: dict[int, Tensor | None] = {0: None}
         kept: list[Kept] = []
         for step in self.steps:
@@ -138,13 +140,14 @@ class Program:
             values[step.output], tangents[step.output] = y, dy
             kept.append(some)
         last = self.steps[-1].output
-        dlogits = tangents[last]
+        logits, dlogits = values[last], tangents[last]
         assert dlogits is not None
-        _, loss_tangent, above, dabove, of_labels = self._operators.dual_softmax_xent(values[last], dlogits, labels)
+        wide = logits.to(flat.dtype), dlogits.to(flat.dtype)
+        _, loss_tangent, above, dabove, of_labels = self._operators.dual_softmax_xent(*wide, labels)
         values.clear()
         tangents.clear()
         found: dict[str, Tensor] = {}
-        cotangents, dcotangents = {last: above.mul_(share)}, {last: dabove.mul_(share)}
+        cotangents, dcotangents = ({last: one.mul_(share).to(logits.dtype)} for one in (above, dabove))
         for step in reversed(self.steps) if of_weights or of_images else ():
             own, some, dgy = _own(step, weights, buffers), kept.pop(), dcotangents.pop(step.output, None)
             if dgy is None:
@@ -160,21 +163,26 @@ class Program:
             found.update(zip(step.layer.weights, slopes, strict=True) if of_weights else ())
             self._collect(cotangents, step, below)
             self._collect(dcotangents, step, dbelow, inputs)
+        of_pixels = dcotangents.get(0)
         return Product(
             loss_tangent=loss_tangent.mul_(share),
             weights=self.layout.flatten(found) if of_weights else None,
-            images=dcotangents.get(0),
+            images=None if of_pixels is None else of_pixels.to(images.dtype),
             labels=None if of_labels is None else of_labels.mul_(share),
         )
 
     def _forward(self, weights: Named, buffers: Named, images: Tensor) -> tuple[Tensor, list[Kept]]:
-        values: dict[int, Tensor] = {0: images}
+        values: dict[int, Tensor] = {0: self._seen(images)}
         kept: list[Kept] = []
         for step in self.steps:
             inputs = (values[i] for i in step.inputs)
             values[step.output], some = step.layer.forward(_own(step, weights, buffers), *inputs)
             kept.append(some)
         return values[self.steps[-1].output], kept
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """In the dtype of what is computed image by image; weights and sums over images keep theirs."""
+        return images.to(torch.bfloat16) if self._narrow else images
 
     def _collect(
         self,

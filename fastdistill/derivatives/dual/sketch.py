@@ -28,7 +28,7 @@ class DualSketch(Dual, Sketch):
 
     def __init__(self, module: nn.Module, batching: Batching, ledger: Ledger) -> None:
         Sketch.__init__(self, module, batching, ledger)
-        self._program = program = Program(module)
+        self._program = program = Program(module, precision=batching.precision)
         self._gradient, self._product, self._logits = program.gradient, program.product, program.logits
 
     def _pieces(self, students: int, groups: int, count: int) -> Iterator[Piece]:
