@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 Step = Callable[[], object]
-ENGINES = ("naive", "functional", "compiled", "dual", "dual-compiled")
+ENGINES = ("naive", "functional", "compiled", "dual", "dual-compiled", "dual-auto")
 COMPILED = ("compiled", "dual-compiled")  # of whose steps only the operations are known
 PRECISIONS = ("float32", "tf32", "bf16")
 _MOST = 64  # students
@@ -90,6 +90,7 @@ def family(
     dual: Sequence[int] = (),
     short_dual: Sequence[int] = (),
     dual_compiled: Sequence[int] = (),
+    dual_auto: Sequence[int] = (),
     cpu: int = _MOST,
     precisions: bool = False,
 ) -> list[Case]:
@@ -108,6 +109,7 @@ def family(
         dual: those of them that are also dual programs.
         short_dual: those of these in the short set.
         dual_compiled: those of them that are also compiled dual programs.
+        dual_auto: those of these whose products are also in the precision that a run would choose.
         cpu: most students on a CPU; 0 for a problem that is too large for one.
         precisions: on a GPU, measure it with TF32 too, as those compute by default, and the textbook in bfloat16.
     """
@@ -127,6 +129,7 @@ def family(
         ("compiled", compiled, short_compiled),
         ("dual", dual, short_dual),
         ("dual-compiled", dual_compiled, ()),
+        ("dual-auto", dual_auto, ()),
     )
     for name, counts, some in engines:
         for count in counts:

@@ -107,8 +107,10 @@ class Implementation:
     compile: bool = False
     precision: str = "float32"
 
-    def batching(self, cost: Cost, device: torch.device, *, students: int, groups: int, images: int) -> Batching:
-        """As a plan chooses it."""
+    def batching(
+        self, cost: Cost, device: torch.device, *, students: int, groups: int, images: int, compiled: bool = False
+    ) -> Batching:
+        """As a plan chooses it, but for what is compiled, which is measured."""
         if self.derivatives == "functional":
             cost = by_functional(cost)
         return choose_batching(

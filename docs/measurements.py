@@ -29,7 +29,7 @@ class Step:
     Attributes:
         group: the workload.
         problem: what of it.
-        engine: naive, functional, compiled, dual or dual-compiled.
+        engine: naive, functional, compiled, dual, dual-compiled or dual-auto.
         precision: float32, tf32 or bf16.
         students: ``S``.
         seconds: of a step, the median.

@@ -33,6 +33,7 @@ _LINES: Mapping[str, Mapping[str, Any]] = {
     "compiled": _HOLLOW,
     "dual": {"linewidth": 3},
     "dual-compiled": {**_HOLLOW, "linewidth": 3},
+    "dual-auto": {**_HOLLOW, "linewidth": 3, "linestyle": ":"},
 }
 # every panel has few enough lines to be told apart
 _PANELS: tuple[tuple[str, Callable[[Step], bool]], ...] = (

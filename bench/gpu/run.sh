@@ -71,11 +71,11 @@ case $part in
     ;;
   memory)
     if [ $# -eq 0 ]; then
-      within 320 bench.unrolled --device "$device" --out "$out/unrolled" --repeats 3 --pieces
+      within 320 bench.unrolled --device "$device" --out "$out/unrolled" --repeats 3 --primitives
       within 200 bench.unrolled --device "$device" --out "$out/unrolled-cifar100" --workload cifar100 --methods mtt \
         --parts memory
     else
-      within 520 bench.unrolled --device "$device" --out "$out/unrolled-$1" --workload "$1" --repeats 3 --pieces
+      within 520 bench.unrolled --device "$device" --out "$out/unrolled-$1" --workload "$1" --repeats 3 --primitives
     fi
     ;;
   real)

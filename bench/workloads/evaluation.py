@@ -66,8 +66,8 @@ def naive(problem: Problem, device: torch.device) -> Step:
 def engine(problem: Problem, students: int, primitive: str, device: torch.device) -> Step:
     """The engine's training and test of ``S`` networks.
 
-    An evaluation plans for itself, by dual layers where it can, and compiles nothing; what else is measured is put in
-    the place of its choices. Compiled programs are kept from step to step, or every step would compile them anew.
+    An evaluation plans for itself, by dual layers where it can, and compiles when it is long; what is measured is
+    put in the place of its choices. Compiled programs are kept from step to step, or each would compile them anew.
     """
     images, labels = _set(problem, device)
     store = problem.store(device)
@@ -101,7 +101,7 @@ def cases() -> list[Case]:
             short=(16,) if small else (),
             dual=(1, 4, 16, 64) if small else (1, 4, 20, 64),
             short_dual=(16,) if small else (),
-            dual_compiled=(16,) if small else (),
+            dual_compiled=(16,) if small else (20,),
             cpu={DIGITS: 64, NARROW: 20}.get(problem, 0),
             precisions=not small,
         )

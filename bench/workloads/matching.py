@@ -69,7 +69,8 @@ def cases() -> list[Case]:
             compiled=(1, 4, 16) if small and method == "dc" else (),
             dual=(1, 4, 16, 64),
             short_dual=(16,) if small and method == "dc" else (),
-            dual_compiled=(1, 4, 16) if small and method == "dc" else (),
+            dual_compiled=((1, 4, 16, 64) if small else (1, 4)) if method == "dc" else (),
+            dual_auto=(1, 4) if method == "dc" and not small else (),
             cpu={"digits": 64, "mnist": 4, "cifar10": 0}[problem.name],
             precisions=not small,
         )

@@ -61,7 +61,7 @@ def cases() -> list[Case]:
                 compiled=(4,) if small else (),
                 dual=(1, 4, 16, 64),
                 short_dual=(4,) if small and kind == "hessian" else (),
-                dual_compiled=(4, 16) if small else (),
+                dual_compiled=(4, 16) if small else (1, 4),
                 cpu=64 if small else 4,
                 precisions=not small,
             )

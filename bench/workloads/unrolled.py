@@ -92,7 +92,7 @@ def cases() -> list[Case]:
             short=(1, 16) if small else (),
             compiled=(1, 16) if small else (),
             dual=students,
-            dual_compiled=(1, 16) if small else (),
+            dual_compiled={"digits": (1, 16), "lenet": (8,)}.get(problem.name, ()),
             cpu=cpu,
             precisions=not small,
         )

@@ -6,6 +6,8 @@ Results are bit-identical for the same plan; between plans they differ by roundi
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -122,6 +124,8 @@ _COMPILED_IMAGES = 16  # of a pair, before students share a piece
 # bfloat16 halves the products' time and slows what lies between, whose vectors are of float32: operations of an image
 # for each element of its largest activation from which it pays (738 with 128 channels on 28x28, 108 with 16 on 8x8)
 _NARROW_FLOPS = 400
+_COMPILING_FLOPS = 1e13  # about two minutes of two cores: compiling takes a quarter of one and saves a third or more
+_COMPILING_TORCH = (2, 13)  # 2.11 lowers no convolution of students' interleaved channels
 _INDEXABLE = 2**31 - 1  # elements that cuDNN's grouped convolutions can address
 
 
@@ -168,6 +172,21 @@ def choose_batching(
         return Batching(path=Path.VMAP, piece=images, students=max(1, min(students, int(fitting))))
     piece = max(_PIECE_FLOPS / max(cost.flops, 1), _PIECE_BYTES / (4 * cost.largest))
     return Batching(path=Path.LOOP, piece=max(1, min(images, round(piece))), students=1)
+
+
+def nothing_compiles() -> str:
+    """What compiling for a CPU would need and does not find; empty where it finds all."""
+    if tuple(map(int, torch.__version__.split(".")[:2])) < _COMPILING_TORCH:
+        return f"torch {'.'.join(map(str, _COMPILING_TORCH))} or later, not {torch.__version__},"
+    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return "a C++ compiler, such as g++,"
+    return ""
+
+
+def compiling_pays(cost: Cost, device: torch.device, images: int) -> bool:
+    """Whether training on so many images, each student's each time, is worth compiling before it begins."""
+    worth = 3 * cost.flops * images >= _COMPILING_FLOPS
+    return worth and device.type == "cpu" and not cost.unsupported and not nothing_compiles()
 
 
 def narrow_pays(cost: Cost, device: torch.device) -> bool:

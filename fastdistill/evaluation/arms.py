@@ -184,6 +184,7 @@ class Judge:
             dtype=self._dtype,
             progress=progress,
             title=f"testing: {WHOLE}",
+            compile="never" if self._config.compile == "never" else "auto",
         )
 
     def _images(
@@ -214,6 +215,7 @@ class Judge:
             dtype=self._dtype,
             progress=progress,
             title=title,
+            compile="never" if self._config.compile == "never" else "auto",
         )
 
     def _random_real(self, draws: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastdistill.data.store import ImageStore
 from fastdistill.derivatives.functional import Functional
-from fastdistill.derivatives.plan import choose_batching, forward_cost
+from fastdistill.derivatives.plan import choose_batching, compiling_pays, forward_cost
 from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.draws import Purpose
 from fastdistill.evaluation.protocols import Protocol
@@ -92,6 +92,7 @@ def evaluate_students(
     dtype: torch.dtype = torch.float32,
     progress: Silent | None = None,
     title: str = "testing",
+    compile: str = "auto",
 ) -> Evaluation:
     """Trains fresh students by a protocol and tests them.
 
@@ -109,6 +110,7 @@ def evaluate_students(
         dtype: float32 or float64.
         progress: what is said meanwhile.
         title: of the stage that is said.
+        compile: always, never, or auto, where training is long enough to pay for it.
 
     Raises:
         ValueError: without students or test images.
@@ -121,8 +123,14 @@ def evaluate_students(
     begin = time.perf_counter()
     cost = forward_cost(module, test.shape)
 
+    replay, epochs = protocol.replay, protocol.training.epochs
+    seen = count * epochs if replay is None else replay.steps * replay.order.shape[1]
+    compiled = compile == "always" or (compile == "auto" and compiling_pays(cost, test.device, seen * len(students)))
+
     def planned(images: int) -> Functional:
-        batching = choose_batching(cost, test.device, students=len(students), groups=1, images=images)
+        batching = choose_batching(
+            cost, test.device, students=len(students), groups=1, images=images, compiled=compiled
+        )
         return make_primitive(module, batching)
 
     if born is not None:
@@ -132,8 +140,7 @@ def evaluate_students(
             module, distribution, seed=seed, step=0, students=students, purpose=Purpose.EVALUATION_WEIGHTS
         ).to(dtype)
         buffers = initial_buffers(module, len(students), dtype=dtype, device=test.device)
-    replay = protocol.replay
-    with (progress or Silent()).stage(title, protocol.training.epochs if replay is None else replay.steps) as advance:
+    with (progress or Silent()).stage(title, epochs if replay is None else replay.steps) as advance:
         if replay is not None:
             weights, buffers = replay_students(
                 planned(replay.order.shape[1]),
@@ -188,6 +195,7 @@ def evaluate_images(
     dtype: torch.dtype = torch.float32,
     progress: Silent | None = None,
     title: str = "testing",
+    compile: str = "auto",
 ) -> Evaluation:
     """Evaluates images by ``students`` fresh students for every run of them.
 
@@ -205,6 +213,7 @@ def evaluate_images(
         dtype: float32 or float64.
         progress: what is said meanwhile.
         title: of the stage that is said.
+        compile: see `evaluate_students`.
 
     Raises:
         ValueError: without students or test images, or for labels or learning rates of another number of runs.
@@ -240,4 +249,5 @@ def evaluate_images(
         dtype=dtype,
         progress=progress,
         title=title,
+        compile=compile,
     )

@@ -20,8 +20,9 @@ from statistics import median
 import torch
 
 from fastdistill.config import RunConfig
+from fastdistill.derivatives.plan import nothing_compiles
 from fastdistill.loop.environment import available_memory
-from fastdistill.loop.plan import Plan, nothing_compiles, switched
+from fastdistill.loop.plan import Plan, switched
 from fastdistill.loop.sizes import Sizes
 
 _WATCHED = 3  # steps that are timed before a decision, the first of a start left out

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from fastdistill.config import RunConfig
-from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost, narrow_pays, unsupported
+from fastdistill.derivatives.plan import (
+    Batching,
+    Path,
+    choose_batching,
+    forward_cost,
+    narrow_pays,
+    nothing_compiles,
+    unsupported,
+)
 from fastdistill.loop.environment import memory_limit
 from fastdistill.loop.memory import step_forecast
 from fastdistill.loop.sizes import Sizes
@@ -26,7 +32,6 @@ from fastdistill.students.ensemble import student_module
 # Of all memory the machine has, not of what happens to be free: two processes with one configuration plan alike, and
 # so give identical bits. The rest is for selections, the evaluation and other programs.
 _SHARE = 0.6
-_COMPILING_TORCH = (2, 13)  # 2.11 lowers no convolution of students' interleaved channels
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -155,15 +160,6 @@ def make_plan(
         if chunk == 1 or config.chunk or step_forecast(config, plan, sizes) <= _SHARE * limit:
             break
     return switched(config, plan, shape, num_classes, step=0) if config.compile == "always" else plan
-
-
-def nothing_compiles() -> str:
-    """What compilation would need and does not find; empty where it finds all."""
-    if tuple(map(int, torch.__version__.split(".")[:2])) < _COMPILING_TORCH:
-        return f"torch {'.'.join(map(str, _COMPILING_TORCH))} or later, not {torch.__version__},"
-    if not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
-        return "a C++ compiler, such as g++,"
-    return ""
 
 
 def switched(config: RunConfig, plan: Plan, shape: tuple[int, int, int], num_classes: int, *, step: int) -> Plan:

@@ -53,7 +53,7 @@ def test_the_compiled_primitive_is_the_functional_one(monkeypatch):
         assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
 
 
-KINDS = {"functional": Functional, "compiled": Compiled, "dual": Dual, "dual-compiled": Dual}
+KINDS = {"functional": Functional, "compiled": Compiled, "dual": Dual, "dual-compiled": Dual, "dual-auto": Dual}
 
 
 @pytest.mark.parametrize("name", list(PRIMITIVES))
@@ -63,7 +63,7 @@ def test_an_implementation_is_what_it_is_called(name):
     batching = chosen.batching(forward_cost(module, tiny.shape), CPU, students=2, groups=1, images=5)
     assert type(chosen.make(module, batching)) is KINDS[name]
     assert (batching.path is Path.DUAL) == (KINDS[name] is Dual)
-    assert batching.compiled == (name == "dual-compiled")
+    assert batching.compiled == (name in ("dual-compiled", "dual-auto"))
 
 
 @pytest.mark.parametrize("name", list(PRIMITIVES))
@@ -82,4 +82,4 @@ def test_a_step_is_of_the_implementation_that_is_asked_for(name, monkeypatch):
     engine_step(tiny, matching_recipe("dc", 1, real_batch=2), CPU, students=2, primitive=PRIMITIVES[name])
     assert {type(primitive) for primitive in primitives} == {KINDS[name]}
     assert {primitive.batching.path is Path.DUAL for primitive in primitives} == {KINDS[name] is Dual}
-    assert {primitive.batching.compiled for primitive in primitives} == {name == "dual-compiled"}
+    assert {primitive.batching.compiled for primitive in primitives} == {name in ("dual-compiled", "dual-auto")}

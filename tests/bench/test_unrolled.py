@@ -27,7 +27,7 @@ def test_both_sides_give_the_same_value_and_gradients(method, piece):
 
 def test_the_peak_grows_with_the_steps_by_no_more_than_the_stored_weights(tmp_path):
     out = tmp_path / "unrolled"
-    quick = ["--workload", "quick", "--methods", "dd", "--repeats", "1", "--pieces", "20", "--out", str(out)]
+    quick = ["--workload", "quick", "--methods", "dd", "--repeats", "1", "--primitives", "dual", "--out", str(out)]
     main(quick)
     content = json.loads(out.with_suffix(".json").read_text())
     peaks = {(row["program"], row["steps"]): row for row in content["memory"]["rows"]}
@@ -36,7 +36,7 @@ def test_the_peak_grows_with_the_steps_by_no_more_than_the_stored_weights(tmp_pa
     assert each > LEAST
     # ten more steps add less than a single one adds to the textbook's graph
     assert many["peak"] - few["peak"] <= many["stored"] - few["stored"] + each
-    assert content["time"]["rows"][0]["seconds"].keys() == {"textbook", "engine", "engine, pieces of 20"}
+    assert content["time"]["rows"][0]["seconds"].keys() == {"textbook", "engine", "engine, dual"}
     assert len(content["goals"]) == 4
     table = out.with_suffix(".md").read_text()
-    assert "| dd, engine |  |" in table and "pieces of 20" in table
+    assert "| dd, engine |  |" in table and "engine, dual" in table

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
+from fastdistill.derivatives.plan import nothing_compiles
 from fastdistill.loop import compilation, precompile, run
 from fastdistill.loop.compilation import Compilation
-from fastdistill.loop.plan import make_plan, nothing_compiles
+from fastdistill.loop.plan import make_plan
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import matching_recipe
 
