@@ -121,6 +121,7 @@ _DUAL_BYTES = 16e6  # largest activations of the images that go through a dual p
 # lie side by side: of small networks all students at once fill a vector and a grouped convolution.
 _COMPILED_BYTES = 5e6
 _COMPILED_IMAGES = 16  # of a pair, before students share a piece
+_COMPILED_STUDENTS = 16  # 32 students of 16 channels took 1.7 times as long each
 # bfloat16 halves the products' time and slows what lies between, whose vectors are of float32: operations of an image
 # for each element of its largest activation from which it pays (738 with 128 channels on 28x28, 108 with 16 on 8x8)
 _NARROW_FLOPS = 400
@@ -212,9 +213,10 @@ def _dual(cost: Cost, students: int, groups: int, images: int) -> Batching:
 def _compiled(cost: Cost, students: int, groups: int, images: int) -> Batching:
     """As many images as stay in cache: some of each student first, then of the groups of a student."""
     fitting = max(1, round(_COMPILED_BYTES / (4 * cost.largest)))
-    together = max(1, min(students, fitting // max(1, min(images, _COMPILED_IMAGES))))
+    together = max(1, min(students, _COMPILED_STUDENTS, fitting // max(1, min(images, _COMPILED_IMAGES))))
+    together = -(-students // -(-students // together))  # alike, so that one program does for all; images below too
     piece = max(1, min(images, fitting // together))
-    piece = -(-images // -(-images // piece)) if images else 1  # alike, so that one program does for all
+    piece = -(-images // -(-images // piece)) if images else 1
     across = max(1, min(groups, fitting // (together * piece))) if piece >= images else 1
     return Batching(path=Path.DUAL, piece=piece, groups=across, students=together, compiled=True)
 

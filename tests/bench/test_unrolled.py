@@ -12,12 +12,12 @@ TINY = replace(QUICK, width=4, side=8, per_class=1, real=7)
 LEAST = 5e6  # bytes that a step of the textbook's graph takes at least; peaks of equal processes differ by about that
 
 
-@pytest.mark.parametrize("piece", [0, 3])
+@pytest.mark.parametrize("primitive", ["functional", "dual"])
 @pytest.mark.parametrize("method", METHODS)
-def test_both_sides_give_the_same_value_and_gradients(method, piece):
+def test_both_sides_give_the_same_value_and_gradients(method, primitive):
     problem = make_problem(TINY, 4, torch.float64)
     expected, by_graph = textbook(problem, method)()
-    found, by_adjoint = Engine(problem, TINY, method, piece)()
+    found, by_adjoint = Engine(problem, TINY, method, primitive)()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
     assert by_adjoint.keys() == by_graph.keys()
     for name, gradient in by_graph.items():
