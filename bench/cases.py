@@ -11,7 +11,7 @@ import torch
 
 Step = Callable[[], object]
 ENGINES = ("naive", "functional", "compiled", "dual", "dual-compiled", "dual-auto")
-COMPILED = ("compiled", "dual-compiled")  # of whose steps only the operations are known
+COMPILED = ("compiled", "dual-compiled", "dual-auto")  # of whose steps only the operations are known
 PRECISIONS = ("float32", "tf32", "bf16")
 _MOST = 64  # students
 
@@ -23,7 +23,7 @@ class Case:
     Attributes:
         group: the workload.
         problem: what of it is computed, sizes and method.
-        engine: naive, functional, compiled, dual or dual-compiled.
+        engine: naive, functional, compiled, dual, dual-compiled or dual-auto.
         students: ``S``; the textbook has one at a time.
         images: images that one student's network is shown in a step, real and synthetic; 0 where there is no network.
         make: builds the step on a device; what it builds is not part of the step.

@@ -184,9 +184,9 @@ def nothing_compiles() -> str:
     return ""
 
 
-def compiling_pays(cost: Cost, device: torch.device, images: int) -> bool:
-    """Whether training on so many images, each student's each time, is worth compiling before it begins."""
-    worth = 3 * cost.flops * images >= _COMPILING_FLOPS
+def compiling_pays(cost: Cost, device: torch.device, *, trained: int, tested: int) -> bool:
+    """Whether training on so many images and testing so many, each student's each time, is worth compiling first."""
+    worth = cost.flops * (3 * trained + tested) >= _COMPILING_FLOPS
     return worth and device.type == "cpu" and not cost.unsupported and not nothing_compiles()
 
 

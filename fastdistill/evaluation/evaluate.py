@@ -125,7 +125,8 @@ def evaluate_students(
 
     replay, epochs = protocol.replay, protocol.training.epochs
     seen = count * epochs if replay is None else replay.steps * replay.order.shape[1]
-    compiled = compile == "always" or (compile == "auto" and compiling_pays(cost, test.device, seen * len(students)))
+    each = {"trained": seen * len(students), "tested": len(test) * len(students)}
+    compiled = compile == "always" or (compile == "auto" and compiling_pays(cost, test.device, **each))
 
     def planned(images: int) -> Functional:
         batching = choose_batching(

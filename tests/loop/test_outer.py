@@ -1,9 +1,16 @@
 import pytest
 import torch
 
+from fastdistill.config import EvaluationConfig, RunConfig, StudentConfig
+from fastdistill.data.arrays import from_arrays
+from fastdistill.derivatives.plan import Path
 from fastdistill.loop.descent import Momentum
+from fastdistill.loop.descents import make_descent
 from fastdistill.loop.guard import _WINDOW, Guard
 from fastdistill.loop.outer import Best, State, Step, outer_step, outer_steps
+from fastdistill.loop.plan import make_plan
+from fastdistill.loop.setup import initial_state, make_method
+from fastdistill.method_configs import matching_recipe
 from fastdistill.methods.outer_gradient import OuterGradient
 from fastdistill.students.ensemble import Students
 
@@ -154,3 +161,29 @@ def test_the_guard_waits_for_the_device_only_when_it_looks():
         guard.watch(before, Step(values={}, finite=flag, sound=flag[0]))
     with pytest.raises(NotImplementedError):  # values of the meta device
         guard.look()
+
+
+def test_dual_layers_and_torch_func_distil_the_same_images_step_by_step():
+    def course(derivatives):
+        config = RunConfig(
+            students=2,
+            student=StudentConfig(width=8, depth=2, activation="softplus"),
+            method=matching_recipe("dc", 1, real_batch=8, outer_loop=2, inner_loop=2),
+            evaluation=EvaluationConfig(protocol="default"),
+            device="cpu",
+            derivatives=derivatives,
+            compile="never",
+        )
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (200, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        train = from_arrays(pixels, torch.arange(200) % 10)
+        plan = make_plan(config, train.shape, train.num_classes)
+        assert (plan.synthetic.path is Path.DUAL) == (derivatives == "auto")
+        descent = make_descent(config.method)
+        return outer_steps(make_method(config, plan, train), descent, initial_state(config, plan, train), 50)
+
+    count = 0
+    for (dual, _), (functional, _) in zip(course("auto"), course("functional"), strict=True):
+        assert (dual.images - functional.images).norm() <= 1e-4 * functional.images.norm()
+        count += 1
+    assert count == 50

@@ -16,6 +16,7 @@ from torch.nn import functional
 from fastdistill_kernels.reference.interleaved import apart, interleaved
 from fastdistill_kernels.reference.stored import stored
 
+_LANES = 16  # float32 numbers of a vector
 _FEW = 8  # images of a pair below which pairs of all groups share a call: they cost a copy, calls cost their overhead
 
 
@@ -59,23 +60,31 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, pad
     return _back(y, students, groups, by_group)
 
 
-def _taps(x: Tensor, kernel: int, stride: int, padding: int) -> Iterator[Tensor]:
-    """Pixels ``[G, n, h, w, S, 1]`` of one-channel images that each of a kernel's weights meets, row by row."""
-    # padded here and now: the channels, which are innermost, have nothing to do with it
-    padded = stored(functional.pad(interleaved(x), (0, 0, 0, 0, padding, padding, padding, padding)))
+def _taps(pixels: Tensor, kernel: int, stride: int, padding: int, channels: int) -> Iterator[Tensor]:
+    """What each weight of a kernel meets of one channel ``[G, n, H, W, S, 1]``, row by row.
+
+    Where channels do not fill a vector they are written out, ``[G, n, h, w, S, C]``, so that all students' do.
+    """
+    # made here and now: whether a pixel is one of the padding has nothing to do with channels, which are innermost
+    padded = stored(functional.pad(pixels, (0, 0, 0, 0, padding, padding, padding, padding)))
+    if channels % _LANES:
+        padded = stored(padded.expand(*padded.shape[:5], channels))
     height, width = (size - kernel + 1 for size in padded.shape[2:4])
     for row in range(kernel):
         for column in range(kernel):
             yield padded[:, :, row : row + height : stride, column : column + width : stride]
 
 
+def _own(weight: Tensor) -> Tensor:
+    """Weights ``[S, C, 1, k, k]``, or with G, of one channel as ``[k², G, 1, 1, 1, S, C]``."""
+    lead = weight if weight.ndim == 6 else weight[:, None]
+    return stored(lead[:, :, :, 0].permute(3, 4, 1, 0, 2)).flatten(0, 1)[:, :, None, None, None]
+
+
 def _of_grey(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
     """A convolution from one channel, term by term: too few products for a matrix, and many to write out."""
-    lead = weight if weight.ndim == 6 else weight[:, None]
-    own = stored(lead[:, :, :, 0].permute(3, 4, 1, 0, 2)).flatten(0, 1)[
-        :, :, None, None, None
-    ]  # [k², G, 1, 1, 1, S, C]
-    taps = _taps(x, weight.shape[-1], stride, padding)
+    own = _own(weight)
+    taps = _taps(interleaved(x), weight.shape[-1], stride, padding, weight.shape[-4])
     y = next(taps) * own[0]
     for number, tap in enumerate(taps, start=1):
         y = y + tap * own[number]
@@ -84,10 +93,24 @@ def _of_grey(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, paddin
     return apart(y.contiguous())
 
 
+def _input_gradient_of_grey(gy: Tensor, weight: Tensor, padding: int) -> Tensor:
+    """``gx`` of one channel, by stride 1: the same with the kernel turned round, and a sum over channels."""
+    own, kernel = _own(weight), weight.shape[-1]
+    behind = kernel - 1 - padding
+    padded = stored(functional.pad(interleaved(gy), (0, 0, 0, 0, behind, behind, behind, behind)))
+    height, width = (size - kernel + 1 for size in padded.shape[2:4])
+    total = padded[:, :, :height, :width] * own[kernel * kernel - 1]
+    for number in range(1, kernel * kernel):
+        row, column = divmod(number, kernel)
+        total = total + padded[:, :, row : row + height, column : column + width] * own[kernel * kernel - 1 - number]
+    return apart(stored(total).sum(-1, keepdim=True))
+
+
 def _weight_gradient_of_grey(x: Tensor, gy: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
     """``gw [S, G, O, 1, k, k]``, summed over an image's pixels first."""
     cotangent = interleaved(gy)
-    sums = [stored((cotangent * tap).sum((2, 3))).sum(1) for tap in _taps(x, kernel, stride, padding)]
+    taps = _taps(interleaved(x), kernel, stride, padding, gy.shape[3])
+    sums = [stored((cotangent * tap).sum((2, 3))).sum(1) for tap in taps]
     gw: Tensor = torch.stack(sums, -1).unflatten(-1, (1, kernel, kernel)).transpose(0, 1)
     return gw
 
@@ -102,6 +125,8 @@ def _backward(
 
 def input_gradient(gy: Tensor, weight: Tensor, size: tuple[int, int], stride: int, padding: int) -> Tensor:
     """``gx`` of ``x ∗ w``."""
+    if weight.shape[-3] == 1 and stride == 1:
+        return _input_gradient_of_grey(gy, weight, padding)
     students, groups, by_group, pairs = weight.shape[0], gy.shape[1], weight.ndim == 6, weight.shape[:-4].numel()
     folded = _images(gy, by_group)
     like = _channels_last(folded.new_empty(len(folded), *size, pairs * weight.shape[-3]))

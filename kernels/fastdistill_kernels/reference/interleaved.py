@@ -113,13 +113,16 @@ def _pooled(at: Callable[[Corner], tuple[Tensor, ...]], pooling: str) -> tuple[T
 
 
 def _strongest(found: Iterable[tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Of the corners' values the largest, with what comes with it, and the corner it is in."""
+    """Of the corners' values the largest, with what comes with it, and the number of its corner, from 1.
+
+    Numbers have the values' dtype: a loop over two kinds of numbers is not vectorised.
+    """
     best, *others = found
-    place = torch.zeros_like(best[0], dtype=torch.int8)
-    for number, other in enumerate(others, start=1):
-        taken = (other[0] > best[0]) | other[0].isnan()
+    place = torch.ones_like(best[0])
+    for number, other in enumerate(others, start=2):
+        taken = (other[0] > best[0]) | (other[0] != other[0])
         best = tuple(torch.where(taken, new, old) for new, old in zip(other, best, strict=True))
-        place = torch.where(taken, number, place)
+        place = torch.where(taken, float(number), place)
     return best, place
 
 
@@ -139,9 +142,9 @@ def _spread(cotangents: Iterable[Tensor], at: At, like: Tensor, pooling: str) ->
     if pooling == "avg":
         return [_widened(g * 0.25, like) for g in cotangents]
     _, place = _strongest([(at(_corner(*corner)),) for corner in _CORNERS])
-    wide = _widened(place + 1, like)  # none is 0
-    rows, columns = (torch.arange(size, device=like.device) for size in like.shape[2:4])
-    here = ((rows % 2)[:, None] * 2 + columns % 2 + 1)[:, :, None, None]
+    wide = _widened(place, like)  # 0 where there is no window
+    rows, columns = (torch.arange(size, device=like.device) % 2 for size in like.shape[2:4])
+    here = stored((rows[:, None] * 2 + columns + 1).to(like.dtype))[:, :, None, None]
     return [torch.where(wide == here, _widened(g, like), 0) for g in cotangents]
 
 
