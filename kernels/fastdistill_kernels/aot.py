@@ -139,7 +139,8 @@ def compile_for(launch: Launch, name: str) -> Resources:
 
 def _instructions(launch: Launch, name: str) -> list[str]:
     """The matrix units' instructions that will do for a launch on a target."""
-    rows = launch.constants.get("BM", launch.constants.get("BLOCK", _LEAST_ROWS))
+    sides = (launch.constants[side] for side in ("BM", "BLOCK", "COLUMNS") if side in launch.constants)
+    rows = next(sides, _LEAST_ROWS)
     few = rows < _LEAST_ROWS and name != "gfx942"
     return [_INSTRUCTIONS[name], *([_INSTRUCTIONS["cuda-8.0"]] if few else [])]
 
@@ -214,6 +215,8 @@ def complaints(found: dict[str, dict[str, Resources]], budget: dict[str, Any], *
                         f"{label} on {name} may take {committed[key]} of {key}, takes {getattr(resources, key)}: "
                         "make it leaner, or write a new budget and say why"
                     )
+            if committed["matrix"] and not resources.matrix:
+                sentences.append(f"{label} on {name} showed {_INSTRUCTIONS[name]} and does no more: choose other tiles")
     if whole:
         sentences += [f"{label} has a budget and is gone: write a new one" for label in budget.keys() - found.keys()]
     return sentences + faults(found)
@@ -223,11 +226,11 @@ def faults(found: dict[str, dict[str, Resources]]) -> list[str]:
     """What no budget may allow: spilled registers, and products that the matrix units do not compute."""
     sentences = []
     for label, targets in found.items():
-        family, precision = label.split("/")[0], label.split("/")[-2]
+        family, narrow = label.split("/")[0], {"bf16", "tf32"} & set(label.split("/"))
         for name, resources in targets.items():
             if resources.spilled and not label.startswith(_WITH_STACK):
                 sentences.append(f"{label} on {name} spills {resources.spilled}: choose smaller tiles or more warps")
-            if family in _PRODUCTS and precision in ("bf16", "tf32") and not resources.matrix:
+            if family in _PRODUCTS and narrow and not resources.matrix:
                 sentences.append(f"{label} on {name} shows no {_INSTRUCTIONS[name]}: choose tiles that its units take")
     return sentences
 

@@ -119,7 +119,7 @@ def test_a_stopped_comparison_leaves_nothing_behind(checkout, sent):
 def test_a_worker_that_dies_is_said_in_one_sentence(checkout):
     path = checkout / "bench" / "worker.py"
     source = path.read_text()
-    path.write_text(source.replace("    torch.set_num_threads(options.threads)", "    sys.exit(7)"))
+    path.write_text(source.replace("    prepare_process(options.threads)", "    sys.exit(7)"))
     try:
         dead = bench(checkout, "--base", "HEAD", "--only", NAME)
     finally:

@@ -39,6 +39,14 @@ def test_what_exceeds_its_budget_is_named(key):
     assert len(found) == 1 and f"may take 1 of {key}, takes" in found[0]
 
 
+def test_a_launch_that_has_lost_the_matrix_units_is_named():
+    label = "match/ours/float32/0"
+    budget = {label: {"cuda-9.0": dataclasses.asdict(MATRIX)}}
+    found = complaints({label: {"cuda-9.0": LEAN}}, budget, whole=True)
+    assert len(found) == 1 and "showed wgmma and does no more" in found[0]
+    assert complaints({label: {"cuda-9.0": MATRIX}}, budget, whole=True) == []
+
+
 def test_a_launch_without_budget_and_a_budget_without_launch_are_named():
     found = complaints({"match/new/float32/0": {"cuda-9.0": LEAN}}, budgeted(), whole=True)
     assert found == [
@@ -55,6 +63,7 @@ def test_no_budget_allows_a_spill_or_a_product_without_matrix_units():
     for precision, sentences in (("bf16", 1), ("tf32", 1), ("float32", 0)):
         assert len(faults({f"convolution/forward/{precision}/0": {"cuda-9.0": LEAN}})) == sentences
         assert faults({f"convolution/forward/{precision}/0": {"cuda-9.0": MATRIX}}) == []
+        assert len(faults({f"first_block/{precision}/moments/0": {"cuda-9.0": LEAN}})) == sentences
     assert faults({"philox/normal/float32/0": {"cuda-9.0": spilling}}) == []
     assert len(faults({"philox/uniform/float32/0": {"cuda-9.0": spilling}})) == 1
 
