@@ -231,10 +231,12 @@ def main() -> int:
     )
     parser.add_argument("--deadline", type=float, default=420.0, help="seconds after which nothing more is timed")
     parser.add_argument("--only", default="", help="part of the kernels' names")
+    parser.add_argument("--addresses", default="not checked", help="what is known of them, kept beside the figures")
     options = parser.parse_args()
     start, device = time.perf_counter(), torch.device(options.device)
     budget = options.budget if options.budget is not None else 0.3 if device.type == "cuda" else 0.0
-    found: dict[str, Any] = {"machine": describe_machine(device) if options.out else {}, "kernels": {}}
+    machine = describe_machine(device) if options.out else {}
+    found: dict[str, Any] = {"machine": machine, "addresses": options.addresses, "kernels": {}}
     for case in all_cases():
         for precision in case.precisions:
             name = f"{case.name}/{precision}"

@@ -282,6 +282,8 @@ def main(words: Iterable[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes that compile")
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="that the run may take, compiling included")
     options, begin = parser.parse_args(None if words is None else list(words)), time.monotonic()
+    if options.only and options.write:
+        parser.error("expected --write alone, got --only too: a budget is made from every launch")
     if interpreted():
         parser.error("expected kernels that can be compiled, got interpreted ones: unset TRITON_INTERPRET")
     found, broken = compiled(options.only, options.workers)
@@ -291,7 +293,7 @@ def main(words: Iterable[str] | None = None) -> int:
     path = _BUDGETS / f"triton-{triton.__version__}.json"
     if options.write:
         sentences = broken + faults(found)
-        if not sentences and not options.only:
+        if not sentences:
             _BUDGETS.mkdir(exist_ok=True)
             plain = {label: {name: asdict(one) for name, one in targets.items()} for label, targets in found.items()}
             path.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")

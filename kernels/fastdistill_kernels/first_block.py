@@ -3,7 +3,8 @@
     z = x ∗ w + b    ẑ = (z − mean z) / √(var z + eps)    u = γ·ẑ + β    y = pool(a(u))
 
 with statistics of each image and channel, or ``u = z`` without norm. Images ``x [S, G, n, D, H, W]``, D at most 3,
-each leading axis of 1 or stride 0 where it is shared: shared images are read, never copied out. Weights
+each leading axis of 1 or stride 0 where it is shared: the kernels read a copy of every distinct image with its zeros
+around it, not one of every student and group. Weights
 ``[S, O, D, 3, 3]`` and vectors ``[S, O]``, in dual operators their tangents ``[S, G, …]`` or ``[S, …]``; images have no
 tangent. Departures: the convolution is 3x3 with a stride of 1, and the norm is one of each channel (instance norm) or
 none; for other kernels, strides and norms use the operators of convolution and of norm.
@@ -53,7 +54,6 @@ def cost_first_block(
     normed: bool = True,
     inputs: bool = False,
     value: bool = True,
-    image_sets: int | None = None,
 ) -> Cost:
     """What one call takes at least.
 
@@ -72,7 +72,6 @@ def cost_first_block(
         normed: whether there is a norm.
         inputs: of a backward pass: with gradients of the images.
         value: of a dual backward pass: with gradients beside tangents.
-        image_sets: how many (student, group) pairs have images of their own; all by default.
     """
     pairs, kernel = students * groups, SIDE * SIDE * depth
     convolved = pairs * images * channels * pooled(height, padding, "none") * pooled(width, padding, "none")
@@ -85,7 +84,7 @@ def cost_first_block(
     products = 2 * kernel * convolved * (carried + wanted + (of_images if wanted else 0))
     plain, norm = ARITHMETIC[kind]
     parameters = channels * (kernel + (3 if normed else 1))
-    read = pictures * (pairs if image_sets is None else image_sets) + students * parameters
+    read = pictures * pairs + students * parameters
     moved = itemsize * (read + output * carried + (pairs * parameters if carried == 2 else 0))
     moved += 4 * pairs * parameters * wanted + (itemsize * pairs * pictures * wanted if inputs else 0)
     return Cost(products + convolved * (plain + (norm if normed else 0)), moved, products)

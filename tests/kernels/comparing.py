@@ -23,6 +23,14 @@ def error(found, truth):
     return (difference / scale if scale > 0 else difference).item()
 
 
+def far(tensor):
+    """The same with students 2³¹ + 8 elements apart, in memory that is reserved: no more is used than they take."""
+    students, apart = tensor.shape[0], 2**31 + 8
+    held = torch.empty((students - 1) * apart + tensor[0].numel(), dtype=tensor.dtype, device=tensor.device)
+    spread = held.as_strided(tensor.shape, (apart, *tensor[0].contiguous().stride()))
+    return spread.copy_(tensor)
+
+
 def cut(values):
     """float32 without the 13 bits of the mantissa that matrix units do not read in TF32: 10 are left."""
     return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) if values.dtype == np.float32 else values

@@ -160,6 +160,56 @@ def test_a_kernel_that_does_not_compile_is_a_finding():
     assert (label, name) == ("match/ours/float32/99", "cuda-9.0") and "IndexError" in found
 
 
+@pytest.fixture
+def compiling(monkeypatch, tmp_path):
+    """A process whose kernels seem to compile, to what is put into this dictionary, and budgets in a new folder."""
+    found = {}
+    monkeypatch.setattr(aot, "interpreted", lambda: False)
+    monkeypatch.setattr(aot, "compiled", lambda words, workers: (found, []))
+    monkeypatch.setattr(aot, "_BUDGETS", tmp_path / "budgets")
+    return found
+
+
+def test_a_budget_is_written_and_then_held_to(compiling, capsys):
+    label = "match/ours/float32/0"
+    compiling[label] = {"cuda-9.0": LEAN}
+    assert aot.main([]) == 4 and "write one with --write" in capsys.readouterr().err
+    assert aot.main(["--write"]) == 0
+    (path,) = aot._BUDGETS.iterdir()
+    assert path.name == f"triton-{triton.__version__}.json"
+    assert json.loads(path.read_text()) == {label: {"cuda-9.0": dataclasses.asdict(LEAN)}}
+    assert aot.main([]) == 0
+    compiling[label] = {"cuda-9.0": dataclasses.replace(LEAN, registers=65)}
+    assert aot.main([]) == 3
+    assert "may take 64 of registers, takes 65" in capsys.readouterr().err
+
+
+def test_no_budget_is_written_of_what_spills_or_of_a_part(compiling, capsys):
+    compiling["match/ours/float32/0"] = {"cuda-9.0": dataclasses.replace(LEAN, spilled=8)}
+    assert aot.main(["--write"]) == 3 and "spills 8" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        aot.main(["--write", "--only", "match"])
+    assert stopped.value.code == 2 and "expected --write alone" in capsys.readouterr().err
+    assert not aot._BUDGETS.exists()
+
+
+@pytest.mark.parametrize("family", ["solvers", "inner_steps", "inner_adjoints"])
+def test_elements_of_long_vectors_are_counted_in_64_bits(family):
+    code = f"""
+import re, triton
+from fastdistill_kernels import aot
+for name, launches in aot.launches("{family}", "cuda-9.0").items():
+    for launch in (one for one in launches if "size" in one.arguments):  # sums of their parts are short
+        text = triton.compile(aot.source(launch), target=aot.target("cuda-9.0")[0], options=launch.options).asm["ttir"]
+        print(name, *re.findall(r"tt.addptr .*: tensor<.*, tensor<[0-9]+x(i[0-9]+)>", text))
+"""
+    done = alone(code=code)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        name, *widths = line.split()
+        assert widths and set(widths) == {"i64"}, name
+
+
 def test_interpreted_kernels_are_refused(monkeypatch, capsys):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(SystemExit) as stopped:

@@ -16,7 +16,7 @@ from fastdistill_kernels.convolution_cost import (
     cost_dual_convolution_input_gradient,
 )
 from tests.kernels.any_shape import given, settings, st
-from tests.kernels.comparing import DTYPES, LIMITS, error
+from tests.kernels.comparing import DTYPES, LIMITS, error, far
 from tests.kernels.convolving import BLOCKED, EMPTY, TINY, Problem, channels_last, textbook
 
 FORWARD = ("x", "dx", "weight", "dweight", "bias", "dbias")
@@ -163,6 +163,14 @@ def shared(t):
 @pytest.mark.parametrize("name", ["grey", "blocks both ways"])
 def test_the_kernel_takes_any_strides(name, change, device, poisoned):
     check_kernel((TINY | BLOCKED)[name], "float32", device, change)
+
+
+@pytest.mark.parametrize("name", ["x", "dx", "weight", "dweight", "bias", "dbias", "gy", "dgy"])
+def test_students_lie_as_far_apart_as_they_like(name, device):
+    problem = Problem(2, 1, 1, 2, 3, 3, 3, 3, 1, 1)
+    t = {key: one.to(device) for key, one in problem.tensors(torch.bfloat16).items()}
+    expected, found = launched(problem, t), launched(problem, t | {name: far(t[name])})
+    assert all(torch.equal(one, expected[key]) for key, one in found.items())
 
 
 def test_the_kernel_leaves_out_what_is_not_asked_for(device, poisoned):

@@ -9,7 +9,7 @@ from bench.naive.augmentation import diff_augment
 from fastdistill_kernels.dsa import LONGEST, OPERATIONS, cost_dsa, dsa, dsa_transpose
 from fastdistill_kernels.reference import dsa as reference
 from tests.kernels.any_shape import given, settings, st
-from tests.kernels.comparing import DTYPES, LIMITS, error
+from tests.kernels.comparing import DTYPES, LIMITS, error, far
 
 EDGE = 1 - 2.0**-24  # the largest number that `uniform` draws
 CODES = list(range(len(OPERATIONS)))
@@ -127,11 +127,16 @@ def test_the_kernel_equals_the_reference_in_every_precision(precision, rows, dev
 
 @pytest.mark.parametrize("lead", [(1, 4), (2, 1), (1, 1)])
 def test_images_that_pairs_share_are_read_where_they_lie(lead, device, poisoned):
+    from fastdistill_kernels.gpu.dsa import prepare_dsa
+
     operation, parameters = drawn(2, 4, 1, seed=4)
     images = numbers(*lead, 1, 2, 7, 7)
     compare(images, operation, parameters, True, "float32", device)
     spread = images.expand(2, 4, 1, 2, 7, 7)
     compare(spread, operation, parameters, True, "float32", device)
+    placed = (spread.to(device), operation.to(device), parameters.to(device))
+    _, (launch, *_) = prepare_dsa(*placed, CODES, True, transpose=False)
+    assert launch.arguments["p_images"].data_ptr() == placed[0].data_ptr()
     whole = dsa(spread.contiguous(), operation, parameters, OPERATIONS, align_corners=True)
     for shared in (images, spread):
         assert torch.equal(dsa(shared, operation, parameters, OPERATIONS, align_corners=True), whole)
@@ -149,6 +154,15 @@ def test_any_strides_are_taken(device, poisoned):
         numbers(2, 3, 1, 1, 1, 1).expand(2, 3, 2, 3, 8, 6),
     ):
         compare(images, operation, wide[..., 1:4], False, "float32", device)
+
+
+def test_students_lie_as_far_apart_as_they_like(device):
+    from fastdistill_kernels.gpu import dsa as gpu
+
+    images = numbers(2, 1, 1, 2, 5, 4, dtype=torch.bfloat16).to(device)
+    operation, parameters = (one.to(device) for one in drawn(2, 1, 1, seed=6))
+    expected = gpu.dsa(images, operation, parameters, CODES, True)
+    assert torch.equal(gpu.dsa(far(images), operation, parameters, CODES, True), expected)
 
 
 def test_an_index_outside_the_list_changes_nothing(device, poisoned):

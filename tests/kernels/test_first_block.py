@@ -252,6 +252,15 @@ AWKWARD = {
 }
 
 
+def test_shared_images_are_padded_once_for_all_who_share_them():
+    from fastdistill_kernels.gpu.first_block_parts import padded
+
+    x = torch.randn(1, 1, 2, 1, 4, 4)
+    for shared in (x, x.expand(3, 2, 2, 1, 4, 4)):
+        assert padded(shared, 1).shape == (1, 1, 2, 1, 6, 6)
+    assert padded(x.expand(3, 1, 2, 1, 4, 4).clone().expand(3, 2, 2, 1, 4, 4), 1).shape == (3, 1, 2, 1, 6, 6)
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 def test_the_kernels_equal_the_reference_on_awkward_sizes(name, device, poisoned, monkeypatch):
     monkeypatch.setattr("fastdistill_kernels.gpu.first_block_backward.RUN", 2)  # as 16 images take long interpreted
@@ -451,6 +460,25 @@ def test_work_is_counted():
         with FlopCounterMode(display=False) as counter:
             called(name, arguments_of(name))
         assert counter.get_total_flops() == flops
+    # what is not wanted is not counted: gradients of images, those beside tangents, the norm's arithmetic
+    for wanted, flops in (
+        (dict(kind="backward", inputs=True), 480 * (3 * 18 + 20)),
+        (dict(kind="backward"), 480 * (2 * 18 + 20)),
+        (dict(kind="backward", normed=False), 480 * (2 * 18 + 5)),
+        (dict(kind="dual_backward", inputs=True), 480 * (7 * 18 + 59)),
+        (dict(kind="dual_backward", inputs=True, value=False), 480 * (5 * 18 + 59)),
+        (dict(kind="dual_backward"), 480 * (4 * 18 + 59)),
+        (dict(kind="dual_backward", value=False, normed=False), 480 * (3 * 18 + 13)),
+    ):
+        assert cost_first_block(2, 2, 2, 1, 5, 4, 3, 1, "avg", 4, **wanted).flops == flops, wanted
+    # four pairs' two images of 5·4 and outputs of 3·2·2, two students' 3·(9 + 3) weights; gradients of each pair's
+    read, own = 4 * 2 * (20 + 12) + 2 * 36, 4 * 36
+    assert cost_first_block(2, 2, 2, 1, 5, 4, 3, 1, "avg", 4, kind="backward").bytes == 4 * (read + own)
+    images = cost_first_block(2, 2, 2, 1, 5, 4, 3, 1, "avg", 4, kind="backward", inputs=True)
+    assert images.bytes == 4 * (read + own + 4 * 2 * 20)
+    # and without a norm 3·(9 + 1): output and weights twice, one gradient of the two
+    alone = cost_first_block(2, 2, 2, 1, 5, 4, 3, 1, "avg", 4, kind="dual_backward", value=False, normed=False)
+    assert alone.bytes == 4 * (4 * 2 * (20 + 2 * 12) + (2 + 4 + 4) * 30)
     cost = cost_first_block(16, 10, 256, 1, 28, 28, 128, 3, "avg", 2)
     # images of 28x28, sixteen students' 128·(9 + 3) weights, and 128 channels of 16x16
     assert cost.bytes == 2 * (16 * 10 * 256 * (28 * 28 + 128 * 16 * 16) + 16 * 128 * 12)

@@ -11,7 +11,7 @@ from fastdistill_kernels.norm_act_pool_backward import dual_norm_act_pool_backwa
 from fastdistill_kernels.reference import norm_act_pool as reference
 from fastdistill_kernels.reference.activation import ACTIVATIONS
 from fastdistill_kernels.reference.pooling import POOLINGS, pooled_size
-from tests.kernels.comparing import DTYPES, LIMITS, error
+from tests.kernels.comparing import DTYPES, LIMITS, error, far
 from tests.kernels.test_activation import TEXTBOOK
 
 POOLS = {
@@ -304,6 +304,15 @@ def test_any_strides_are_taken(device):
     strided = [torch.stack((one, one), -1)[..., 0] for one in affine]
     for found in (both(layer, (*mixed, *strided)), launched(layer, (*mixed, *strided))):
         assert all(error(found[name].cpu(), truth[name]) <= 1e-6 for name in truth)
+
+
+@pytest.mark.parametrize("index", range(8), ids=["gy", "dgy", "x", "dx", "w", "dw", "b", "db"])
+def test_students_lie_as_far_apart_as_they_like(index, device):
+    layer = Layer((2, 1, 1, 3, 4, 4), 3)
+    tensors = list(layer.tensors(torch.bfloat16, device))
+    expected = launched(layer, tensors)
+    tensors[index] = far(tensors[index])
+    assert all(torch.equal(one, expected[name]) for name, one in launched(layer, tensors).items())
 
 
 def test_bfloat16_images_take_float32_weights():

@@ -92,25 +92,7 @@ def first_blocks():
     yield case("dual_first_block_backward", operator, maps, maps, images, *both, last=2)
 
 
-def heads():
-    """What the benchmarks leave out of the last layer."""
-    x, gy, weight, dweight = (2, 3, 4, 7), (2, 3, 4, 5), (2, 5, 7), (2, 3, 5, 7)
-    yield case("linear_input_gradient", fk.linear_input_gradient, gy, weight)
-    yield case("dual_linear_input_gradient", fk.dual_linear_input_gradient, gy, gy, weight, dweight)
-    yield case("dual_linear_weight_gradient", fk.dual_linear_weight_gradient, x, x, gy, gy)
-
-
-def draws():
-    """What they leave out of random numbers."""
-
-    def drawn(draw, like):
-        return draw(1, 2, 3, torch.arange(2, device=like.device), 10)
-
-    for draw in (fk.philox, fk.uniform):
-        yield case(draw.__name__, partial(drawn, draw), (1,), precisions=("float32",))
-
-
-CASES = {case.name: case for case in (*all_cases(), *first_blocks(), *heads(), *draws())}
+CASES = {case.name: case for case in (*all_cases(), *first_blocks())}
 
 
 class Calls(TorchDispatchMode):

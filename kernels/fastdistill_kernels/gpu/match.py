@@ -226,6 +226,7 @@ def variants(capability: Capability) -> dict[str, list[Launch]]:
         ("ours", "bf16", torch.bfloat16, convnet),
         ("mse", "float32", torch.float32, convnet),
         ("mse", "bf16", torch.bfloat16, convnet),
+        ("l1", "float32", torch.float32, convnet),
         ("l1_mean", "float32", torch.float32, convnet),
         ("l1_mean", "bf16", torch.bfloat16, convnet),
         ("cos", "float32", torch.float32, convnet),

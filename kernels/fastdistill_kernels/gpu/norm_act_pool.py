@@ -266,6 +266,7 @@ _VARIANTS = (
     ("dual_backward", 128, 32, 128, "softplus", "max", "channel", True, "float32"),
     ("dual_backward", 128, 32, 128, "softplus", "none", "channel", True, "bf16"),
     ("dual_backward", 128, 32, 128, "relu", "max", "channel", True, "bf16"),
+    ("dual_backward", 128, 32, 128, "leaky_relu", "avg", "channel", True, "bf16"),
     ("forward", 128, 16, 4, "relu", "max", "channel", True, "bf16"),
     ("dual_forward", 128, 32, 4, "swish", "none", "channel", False, "float32"),
     ("backward", 128, 8, 4, "sigmoid", "avg", "channel", True, "float32"),

@@ -73,6 +73,36 @@ def test_every_kernel_is_checked_before_it_is_timed(tmp_path):
     assert (tmp_path / "out" / "kernels.md").read_text().count("\n") == len(found["kernels"]) + 2
 
 
+@pytest.mark.parametrize(
+    "sanitizer, code, addresses",
+    [
+        (None, 0, "not checked, no compute-sanitizer here"),
+        ('shift 2; exec "$@"', 0, "no bad one found by compute-sanitizer"),
+        ("exit 1", 1, "compute-sanitizer failed with 1"),
+        ("exec sleep 60", 0, "none bad before compute-sanitizer was cut off after 1 s"),
+    ],
+)
+def test_what_is_known_of_addresses_stands_beside_the_figures(sanitizer, code, addresses, tmp_path):
+    seen, found = tmp_path / "seen", tmp_path / "bin"
+    found.mkdir()
+    python = found / "python-stub"  # says how it was called, and with which allocator
+    python.write_text(f'#!/bin/sh\necho "${{PYTORCH_NO_CUDA_MEMORY_CACHING:-cached}} $@" >> {seen}\n')
+    python.chmod(0o700)
+    if sanitizer:
+        tool = found / "compute-sanitizer"
+        tool.write_text(f'#!/bin/sh\necho "sanitizer $@" >> {seen}\n{sanitizer}\n')
+        tool.chmod(0o700)
+    path = f"{found}:{os.environ['PATH']}"
+    done = script("kernels", tmp_path, PYTHON=str(python), PATH=path, SANITIZER_S="1")
+    assert done.returncode == code, done.stdout + done.stderr
+    *before, timed = seen.read_text().splitlines()
+    assert timed.startswith("cached -m bench.gpu.kernels") and f"--addresses {addresses} --only=" in timed
+    if sanitizer:
+        assert before[0].startswith(f"sanitizer --error-exitcode 1 {python} -m bench.gpu.kernels --device cpu")
+    if sanitizer and sanitizer.startswith("shift"):
+        assert before[1] == "1 -m bench.gpu.kernels --device cpu --only="
+
+
 def test_some_kernels_have_files_of_their_own(tmp_path):
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\necho "$@"\n')
