@@ -1,4 +1,4 @@
-"""What safety costs: saving a checkpoint, the non-finite guard's share of a step, starting the program.
+"""What safety costs: saving a checkpoint, the non-finite guard's share of a step, starting the program and a run.
 
 Run ``python -m bench.reliability --out bench/results/cpu/reliability.json`` beside nothing else.
 """
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +26,7 @@ from fastdistill.loop.outer import State, Step
 from fastdistill.loop.plan import make_plan
 from fastdistill.method_configs import matching_recipe
 
+FIRST_STEPS = "first steps of fastdistill run"
 _STATE_BYTES = 12_000_000  # 500 CIFAR images with their momentum
 
 
@@ -83,6 +84,35 @@ def start_seconds(code: list[str], repeats: int) -> list[float]:
     return seconds
 
 
+def first_steps_seconds(options: Sequence[str], repeats: int, patience: float = 120.0) -> list[float]:
+    """Wall-clock seconds from the start of ``fastdistill run`` until its first steps stand in its metrics.
+
+    Args:
+        options: of the run.
+        repeats: runs, each in a new process and a new folder, and stopped as soon as that is known.
+        patience: seconds after which a run is given up.
+
+    Raises:
+        RuntimeError: with what a run said that ended, or took longer, without any.
+    """
+    seconds = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            begin, metrics = time.perf_counter(), Path(folder) / "first" / "metrics.jsonl"
+            command = [sys.executable, "-m", "fastdistill", "run", *options, "--output", folder, "--name", "first"]
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
+                while not (found := metrics.exists() and metrics.stat().st_size > 0):
+                    if run.poll() is not None or time.perf_counter() - begin > patience:
+                        break
+                    time.sleep(0.01)
+                seconds.append(time.perf_counter() - begin)
+                run.kill()
+                _, said = run.communicate()
+            if not found:
+                raise RuntimeError(f"expected a run with steps, got {said.strip() or 'none'}: run it by itself")
+    return seconds
+
+
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,6 +137,7 @@ def main() -> None:
         "python": ["-c", ""],
     }
     rows += [{"what": name, "seconds": start_seconds(code, options.repeats)} for name, code in starts.items()]
+    rows.append({"what": FIRST_STEPS, "seconds": first_steps_seconds((), options.repeats)})
     for row in rows:
         if "seconds" in row:
             row["median_s"] = median(row["seconds"])

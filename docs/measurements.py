@@ -152,6 +152,7 @@ class Machine:
         memory: rows of predicted and measured memory.
         earlier: the file of the first measurements of one step.
         real: the file of a timed real run.
+        starts: by what was started, the median seconds.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Machine:
     memory: tuple[Values, ...]
     earlier: Values
     real: Values
+    starts: dict[str, float]
 
     @property
     def hardware(self) -> str:
@@ -186,8 +188,9 @@ def read_machine(folder: Path) -> Machine:
         parts = [part for part in ("memory", "time") if part in content]
         sources += [source_of(path, content[part]["environment"], part=part) for part in parts]
         trainings[path.name] = (content["workload"], trainings_of(content))
-    memory, earlier, real = (_read(folder / name) for name in ("memory.json", "step.json", "real.json"))
-    for name, content in (("memory", memory), ("real", real), ("step", earlier)):
+    names = ("memory", "step", "real", "reliability")
+    memory, earlier, real, reliability = (_read(folder / f"{name}.json") for name in names)
+    for name, content in (("memory", memory), ("real", real), ("reliability", reliability), ("step", earlier)):
         if content:
             threads = max((row.get("threads", 0) for row in content["rows"]), default=0)
             sources.append(source_of(folder / f"{name}.json", content["environment"], threads))
@@ -199,6 +202,7 @@ def read_machine(folder: Path) -> Machine:
         memory=tuple(row for row in memory.get("rows", ()) if "predicted" in row),
         earlier=earlier,
         real=real,
+        starts={row["what"]: row["median_s"] for row in reliability.get("rows", ()) if "median_s" in row},
     )
 
 

@@ -18,6 +18,7 @@ from fastdistill.method_configs import METHODS, MatchingConfig, MethodConfig, Tr
 PRESETS = Path(__file__).parent / "presets"
 SOURCES = ("digits", "mnist", "fashionmnist", "svhn", "cifar10", "cifar100")
 DEVICES = ("auto", "cpu", "cuda")
+COMPILE = ("auto", "always", "never")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +231,7 @@ class RunConfig:
         one_of("device", self.device, DEVICES)
         one_of("dtype", self.dtype, ("float32", "float64"))
         one_of("derivatives", self.derivatives, ("auto", "functional"))
-        one_of("compile", self.compile, ("auto", "always", "never"))
+        one_of("compile", self.compile, COMPILE)
         one_of("precision", self.precision, ("auto", "float32", "tf32", "bfloat16"))
         if self.dtype == "float64" and self.precision not in ("auto", "float32"):
             raise ValueError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastdistill.checks import at_least, at_most, folder_name, one_of, positive
-from fastdistill.config import DEVICES, DataConfig, StudentConfig
+from fastdistill.config import COMPILE, DEVICES, DataConfig, StudentConfig
 from fastdistill.method_configs import AUGMENTATIONS
 
 STORAGES = ("float32", "bfloat16")
@@ -38,6 +38,7 @@ class ExpertsConfig:
         device: auto, cpu or cuda.
         threads: CPU threads; 0 keeps the machine's default.
         chunk: experts trained at once; 0 chooses.
+        compile: auto, to compile programs of dual layers where training is long enough to pay for it; always; or never.
     """
 
     name: str = ""
@@ -57,6 +58,7 @@ class ExpertsConfig:
     device: str = "auto"
     threads: int = 0
     chunk: int = 0
+    compile: str = "auto"
 
     def __post_init__(self) -> None:
         if self.name:
@@ -76,6 +78,7 @@ class ExpertsConfig:
             )
         one_of("storage", self.storage, STORAGES)
         one_of("device", self.device, DEVICES)
+        one_of("compile", self.compile, COMPILE)
         if self.student.initialization != "fresh":
             raise ValueError(
                 f"expected fresh students as experts, got student.initialization {self.student.initialization}: every "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import yaml
@@ -19,7 +19,14 @@ from fastdistill.experts_config import ExpertsConfig
 from fastdistill.failures import RunFailed, Stopped
 from fastdistill.files import held, sweep, write_whole
 from fastdistill.loop.environment import available_memory, describe_environment, prepare_process
-from fastdistill.loop.experts_plan import ExpertsPlan, describe_disk, describe_memory, make_experts_plan, needed_memory
+from fastdistill.loop.experts_plan import (
+    ExpertsPlan,
+    describe_derivatives,
+    describe_disk,
+    describe_memory,
+    make_experts_plan,
+    needed_memory,
+)
 from fastdistill.loop.experts_state import State, load_state, save_state
 from fastdistill.loop.experts_trainer import Chunk, Trainer, expert_module, strategy_of
 from fastdistill.loop.fingerprint import seen_hash
@@ -86,6 +93,7 @@ def _train(
     writer = ExpertsWriter(folder, (config.count, config.epochs + 1, layout.size), config.storage)
     plan = state.plan if state else make_experts_plan(config, sizes)
     device = _device_of(plan, resumed=state is not None)
+    progress.say(describe_derivatives(config, plan, sizes))
     progress.say(describe_memory(needed_memory(config, plan, sizes), available_memory(device), device))
     progress.say(describe_disk(writer.bytes, writer.missing, shutil.disk_usage(folder).free))
     prepare_process(plan.threads)
@@ -150,6 +158,7 @@ class _Course:
     test: ImageStore
     writer: ExpertsWriter
     say: Callable[[str], None]
+    trainers: dict[ExpertsPlan, Trainer] = field(default_factory=dict)
 
     def following(self, state: State | None, plan: ExpertsPlan) -> State:
         """The state after one epoch more, its weights written.
@@ -205,7 +214,9 @@ class _Course:
         """Attempts something by a plan, and by halved ones while it runs out of memory."""
         while True:
             try:
-                return plan, attempt(Trainer(self.config, self.train, plan.training, plan.testing))
+                if plan not in self.trainers:  # what a trainer has compiled does for all epochs
+                    self.trainers[plan] = Trainer(self.config, self.train, plan.training, plan.testing)
+                return plan, attempt(self.trainers[plan])
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

@@ -11,13 +11,21 @@ from torch import Tensor
 
 from fastdistill.config import RunConfig
 from fastdistill.derivatives.memory import Footprint, Ledger
-from fastdistill.derivatives.plan import Batching, Path, choose_batching, forward_cost
+from fastdistill.derivatives.plan import (
+    Batching,
+    Path,
+    choose_batching,
+    compiling_pays,
+    forward_cost,
+    nothing_compiles,
+    unsupported,
+)
 from fastdistill.derivatives.primitive import make_sketch
 from fastdistill.evaluation.evaluate import store_fetch
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.loop.environment import memory_limit, release_freed_memory, resident_memory
 from fastdistill.loop.experts_trainer import TEST_BLOCK, Trainer
-from fastdistill.loop.memory import _GAPS, _LATER, _LIBRARIES, _Bound, gigabytes
+from fastdistill.loop.memory import _COMPILER, _GAPS, _LATER, _LIBRARIES, _Bound, gigabytes
 from fastdistill.loop.plan import halves, resolve_device
 from fastdistill.loop.sizes import META, Sizes, Unseen
 from fastdistill.students.ensemble import student_module
@@ -87,20 +95,34 @@ def make_experts_plan(config: ExpertsConfig, sizes: Sizes, *, limit: int | None 
         config: of the experts.
         sizes: of the real images.
         limit: bytes of memory of the machine; measured when not given.
+
+    Raises:
+        ValueError: for experts to be compiled where there is nothing that compiles C++, or under an older torch.
     """
     device = resolve_device(config.device)
     limit = memory_limit(device) if limit is None else limit
     cost = forward_cost(student_module(config.student, sizes.shape, len(sizes.classes)), sizes.shape)
-    batch = min(config.batch, sum(sizes.split(config.data.validation_fraction)[0]))
-    most = choose_batching(cost, device, students=config.count, groups=1, images=batch).students
+    kept = sum(sizes.split(config.data.validation_fraction)[0])
+    batch, tested = min(config.batch, kept), kept + sizes.test
+    if config.compile == "always" and (lacking := nothing_compiles()):
+        raise ValueError(f"expected {lacking} for compile always, or leave compile out")
+    compiled = config.compile == "always" or (
+        config.compile == "auto"
+        and compiling_pays(cost, device, trained=config.count * config.epochs * kept, tested=config.count * tested)
+    )
+
+    def batching(students: int, images: int) -> Batching:
+        return choose_batching(cost, device, students=students, groups=1, images=images, compiled=compiled)
+
+    most = batching(config.count, batch).students
     process = _LIBRARIES + sizes.stored(sum(sizes.classes) + sizes.test) if device.type == "cpu" else 0
     for chunk in [min(config.chunk, config.count)] if config.chunk else halves(most):
         plan = ExpertsPlan(
             device=device.type,
             threads=config.threads or torch.get_num_threads(),
             chunk=chunk,
-            training=choose_batching(cost, device, students=chunk, groups=1, images=batch),
-            testing=choose_batching(cost, device, students=chunk, groups=1, images=TEST_BLOCK),
+            training=batching(chunk, batch),
+            testing=batching(chunk, TEST_BLOCK),
             tf32=torch.backends.cudnn.allow_tf32,
             torch_version=torch.__version__,
         )
@@ -115,7 +137,7 @@ def needed_memory(config: ExpertsConfig, plan: ExpertsPlan, sizes: Sizes) -> int
     on_cpu = plan.device == "cpu"
     programs = _Bound(_GAPS if on_cpu else 0.0)(_footprint(config, plan, sizes))
     if on_cpu:
-        return sizes.stored(sum(kept)) + _LATER + programs
+        return sizes.stored(sum(kept)) + _LATER + _COMPILER * plan.training.compiled + programs
     return sizes.stored(sum(kept) + sizes.test) + programs
 
 
@@ -133,6 +155,15 @@ def describe_memory(needed: int, available: int, device: torch.device) -> str:
             f"predicted to need {gigabytes(needed + present)}: lower --chunk, --batch or --student.width"
         )
     return f"predicted peak memory {gigabytes(needed + present)} of {gigabytes(available + present)} available"
+
+
+def describe_derivatives(config: ExpertsConfig, plan: ExpertsPlan, sizes: Sizes) -> str:
+    """What is said before the start of how networks are differentiated, and why."""
+    if plan.training.path is Path.DUAL:
+        return f"derivatives by dual layers{', compiled' * plan.training.compiled}"
+    why = unsupported(student_module(config.student, sizes.shape, len(sizes.classes)))
+    uncompiled = ", so nothing is compiled" if config.compile == "always" else ""
+    return f"derivatives by torch.func{uncompiled}: {why or 'dual layers have not been measured on such a device'}"
 
 
 def describe_disk(size: int, missing: int, free: int) -> str:

@@ -6,10 +6,11 @@ The times themselves are in ``bench/results``, measured beside nothing else.
 import time
 from statistics import median
 
+import pytest
 import torch
 
 from bench.problems import DIGITS
-from bench.reliability import guarding, save_seconds, small_step, start_seconds
+from bench.reliability import first_steps_seconds, guarding, save_seconds, small_step, start_seconds
 from bench.timing import interleaved
 
 
@@ -32,3 +33,14 @@ def test_the_guard_takes_at_most_1_percent_of_a_step():
     calls = {"step": small_step(DIGITS, 1), "guard": guarding(1, torch.randn(1, 10, 1, 1, 8, 8))}
     found = interleaved(calls, device=cpu, repeats=15)
     assert median(found["guard"]) <= 0.01 * median(found["step"])
+
+
+def test_the_first_steps_of_the_default_run_come_within_10_s():
+    bare = min(start_seconds(["-c", ""], 5))
+    busy = max(1.0, bare / 0.025)  # a quiet machine starts Python in 25 ms
+    assert min(first_steps_seconds((), 2)) < 10 * busy
+
+
+def test_a_run_without_steps_says_why():
+    with pytest.raises(RuntimeError, match=r"got .*no-such-preset"):
+        first_steps_seconds(("no-such-preset",), 1)

@@ -17,12 +17,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from torch._dynamo.utils import counters
 
 import fastdistill.loop.experts
 from fastdistill.config import DataConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.derivatives.layout import Layout
+from fastdistill.derivatives.plan import nothing_compiles
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.failures import RunFailed, Stopped
 from fastdistill.files import held
@@ -162,6 +164,19 @@ def test_the_chunk_changes_nothing_but_rounding(digits, straight, tmp_path, chun
     found = train_experts(tiny(tmp_path, chunk=chunk), digits)
     assert torch.allclose(found.weights, straight.weights, rtol=1e-4, atol=1e-5)
     assert torch.equal(found.weights[:, 0], straight.weights[:, 0])
+
+
+@pytest.mark.skipif(bool(nothing_compiles()), reason=f"needs {nothing_compiles() or 'nothing more'}")
+def test_compiled_experts_differ_by_rounding_and_compile_once(digits, straight, tmp_path):
+    torch._dynamo.reset()
+    counters.clear()
+    graphs = []
+    heard = Heard(lambda: graphs.append(counters["stats"]["unique_graphs"]))
+    found = train_experts(tiny(tmp_path, compile="always", chunk=3), digits, progress=heard)
+    assert "derivatives by dual layers, compiled" in heard.said
+    assert torch.allclose(found.weights, straight.weights, rtol=1e-3, atol=1e-4)
+    start, first, last = graphs  # of the last epoch come those of classification, of training images and of test images
+    assert start == 0 < first and last <= first + 3 and not counters["graph_break"]
 
 
 def test_bfloat16_rounds_only_the_storage(digits, straight, tmp_path):
@@ -371,8 +386,9 @@ def test_too_little_memory_or_disk_leaves_no_folder(digits, tmp_path, monkeypatc
 def test_what_will_be_taken_is_said_before_the_start(digits, tmp_path):
     heard = Heard()
     train_experts(tiny(tmp_path), digits, progress=heard, stop_after=0)
-    assert heard.said[0].startswith("predicted peak memory ")
-    assert heard.said[1].startswith("the experts will take 0 MB on the disk, where ")
+    assert heard.said[0] == "derivatives by dual layers"
+    assert heard.said[1].startswith("predicted peak memory ")
+    assert heard.said[2].startswith("the experts will take 0 MB on the disk, where ")
 
 
 def test_networks_with_running_statistics_leave_no_folder(digits, tmp_path):

@@ -12,6 +12,7 @@ from fastdistill.experts_config import ExpertsConfig
 from fastdistill.loop.experts_plan import (
     ExpertsPlan,
     _footprint,
+    describe_derivatives,
     describe_disk,
     describe_memory,
     make_experts_plan,
@@ -51,6 +52,30 @@ def test_a_chunk_is_what_one_program_takes(sizes):
     assert (plan.chunk, plan.training.path) == (1, Path.DUAL)  # nothing to batch, and saved after each one's epoch
     assert make_experts_plan(settings(width=128, chunk=5), large).chunk == 5
     assert make_experts_plan(settings(chunk=50), sizes).chunk == 12
+
+
+def test_long_training_is_compiled(sizes):
+    long = settings(epochs=10**6)
+    assert make_experts_plan(long, sizes).training == make_experts_plan(settings(compile="always"), sizes).training
+    assert make_experts_plan(long, sizes).testing.compiled
+    for uncompiled in (settings(), settings(epochs=10**6, compile="never")):
+        assert not make_experts_plan(uncompiled, sizes).training.compiled
+    with pytest.raises(ValueError, match="expected compile among auto, always, never"):
+        settings(compile="sometimes")
+
+
+def test_what_cannot_be_compiled_is_said(sizes, monkeypatch):
+    def said(config):
+        return describe_derivatives(config, make_experts_plan(config, sizes), sizes)
+
+    assert said(settings()) == "derivatives by dual layers"
+    assert said(settings(compile="always")) == "derivatives by dual layers, compiled"
+    monkeypatch.setattr("fastdistill.derivatives.plan.unsupported", lambda module: "it is odd")
+    monkeypatch.setattr("fastdistill.loop.experts_plan.unsupported", lambda module: "it is odd")
+    assert said(settings(compile="always")) == "derivatives by torch.func, so nothing is compiled: it is odd"
+    monkeypatch.setattr("fastdistill.loop.experts_plan.nothing_compiles", lambda: "a C++ compiler")
+    with pytest.raises(ValueError, match=r"expected a C\+\+ compiler for compile always"):
+        said(settings(compile="always"))
 
 
 def test_a_chunk_is_halved_until_it_fits(sizes, monkeypatch):
