@@ -68,6 +68,11 @@ def step_seconds(run: RunFolder) -> float | None:
     return _result_or(run, "step_s", "perf/step_s", median)
 
 
+def compiling_seconds(run: RunFolder) -> float | None:
+    """Time of the first compiled step, compilation with it; None or 0 where nothing was compiled."""
+    return _result_or(run, "compiling_step_s", "perf/compiling_step_s", max)
+
+
 def peak_mb(run: RunFolder) -> float | None:
     """Peak memory of the distillation, in MB."""
     return _result_or(run, "distill_peak_mb", "mem/peak_mb", max)

@@ -101,9 +101,10 @@ def _arm(arm: Mapping[str, Any]) -> tuple[Cell, ...]:
 
 def _performance(run: RunFolder) -> list[tuple[str, str]]:
     """Named figures of time and memory."""
-    students = facts.students_per_second(run)
+    students, compiling = facts.students_per_second(run), facts.compiling_seconds(run)
     return [
         ("distillation", duration(facts.seconds(run))),
+        *([("of that, the first compiled step, compilation with it", duration(compiling))] if compiling else []),
         ("one step", duration(facts.step_seconds(run))),
         ("students per second", MISSING if students is None else f"{students:.1f}"),
         ("operations of a step, predicted", operations(facts.step_flops(run))),

@@ -90,6 +90,14 @@ def test_an_unfinished_run_shows_what_its_metrics_tell(tmp_path: Path) -> None:
     assert "peak memory, with evaluation not measured hardware a GPU" in words
 
 
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(0.0, ""), (45.8, "of that, the first compiled step, compilation with it 45.8 s ")]
+)
+def test_time_that_a_run_compiled_is_shown_apart(tmp_path: Path, seconds: float, shown: str) -> None:
+    words = read(run_folder(tmp_path, results={"compiling_step_s": seconds})).words
+    assert f"distillation 1 min 35 s {shown}one step 19.3 ms" in words
+
+
 def test_the_hardware_is_what_the_run_was_planned_for(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     (folder / "results.json").write_text(json.dumps(RESULTS | {"plan": {"device": "cpu"}}))
