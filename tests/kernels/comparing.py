@@ -24,8 +24,12 @@ def error(found, truth):
 
 
 def far(tensor):
-    """The same with students 2³¹ + 8 elements apart, in memory that is reserved: no more is used than they take."""
-    students, apart = tensor.shape[0], 2**31 + 8
+    """The same with students so far apart that 32 bits hold the distance of two, but not that of the first and third.
+
+    The memory between them is reserved: no more is used than they take.
+    """
+    students, apart = tensor.shape[0], 2**30 + 8
+    assert students > 2
     held = torch.empty((students - 1) * apart + tensor[0].numel(), dtype=tensor.dtype, device=tensor.device)
     spread = held.as_strided(tensor.shape, (apart, *tensor[0].contiguous().stride()))
     return spread.copy_(tensor)

@@ -159,8 +159,8 @@ def test_any_strides_are_taken(device, poisoned):
 def test_students_lie_as_far_apart_as_they_like(device):
     from fastdistill_kernels.gpu import dsa as gpu
 
-    images = numbers(2, 1, 1, 2, 5, 4, dtype=torch.bfloat16).to(device)
-    operation, parameters = (one.to(device) for one in drawn(2, 1, 1, seed=6))
+    images = numbers(3, 1, 1, 2, 5, 4, dtype=torch.bfloat16).to(device)
+    operation, parameters = (one.to(device) for one in drawn(3, 1, 1, seed=6))
     expected = gpu.dsa(images, operation, parameters, CODES, True)
     assert torch.equal(gpu.dsa(far(images), operation, parameters, CODES, True), expected)
 

@@ -195,15 +195,15 @@ def test_the_kernel_equals_the_reference_in_every_precision(distance, precision,
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_rows_lie_as_far_from_the_first_as_they_like(distance, device):
+def test_pairs_lie_as_far_apart_as_they_like(distance, device):
     from fastdistill_kernels.gpu import match as gpu
 
     generator = torch.Generator().manual_seed(3)
-    near = [torch.randn(1, 1, 8, generator=generator).bfloat16().to(device) for _ in range(2)]
+    near = [torch.randn(1, 3, 8, generator=generator).bfloat16().to(device) for _ in range(2)]
     expected = gpu.match(*near, torch.tensor([[0, 8, 8, 1]], device=device), [0], [1], [8], distance)
-    # memory that is reserved; a table of one program, which reads and writes no more than its own eight numbers
-    start = 2**31 + 8
-    spread = [torch.empty(1, 1, start + 8, dtype=torch.bfloat16, device=device) for _ in range(2)]
+    # long gradients, whose memory is reserved: a table of one program reads and writes no more than its eight numbers
+    start = 2**30
+    spread = [torch.empty(1, 3, start + 8, dtype=torch.bfloat16, device=device) for _ in range(2)]
     for one, held in zip(near, spread, strict=True):
         held[..., start:] = one
     found = gpu.match(*spread, torch.tensor([[start, 8, 8, 1]], device=device), [start], [1], [8], distance)

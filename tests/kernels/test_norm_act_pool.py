@@ -306,9 +306,9 @@ def test_any_strides_are_taken(device):
         assert all(error(found[name].cpu(), truth[name]) <= 1e-6 for name in truth)
 
 
-@pytest.mark.parametrize("index", range(8), ids=["gy", "dgy", "x", "dx", "w", "dw", "b", "db"])
+@pytest.mark.parametrize("index", range(4, 8), ids=["w", "dw", "b", "db"])  # images are made dense
 def test_students_lie_as_far_apart_as_they_like(index, device):
-    layer = Layer((2, 1, 1, 3, 4, 4), 3)
+    layer = Layer((3, 1, 1, 3, 4, 4), 3)
     tensors = list(layer.tensors(torch.bfloat16, device))
     expected = launched(layer, tensors)
     tensors[index] = far(tensors[index])
