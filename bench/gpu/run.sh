@@ -56,15 +56,22 @@ case $part in
     # bad addresses show in the checks alone: what is timed is the same kernels on larger operands; every tensor is an
     # allocation of its own, or what lies beside it in torch's cache would be a good address too
     if command -v compute-sanitizer > /dev/null; then
-      PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --signal=INT --kill-after=20 "${SANITIZER_S:-200}" \
-        compute-sanitizer --error-exitcode 1 "$python" -m bench.gpu.kernels --device "$device" "$only" || code=$?
-      case $code in
-        0) addresses="no bad one found by compute-sanitizer" ;;
-        124 | 137) code=0 addresses="none bad before compute-sanitizer was cut off after ${SANITIZER_S:-200} s" ;;
-        *) addresses="compute-sanitizer failed with $code" ;;
-      esac
+      log="$file-sanitizer.log"
+      rm -f "$log"
+      PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout --signal=INT --kill-after=20 "${SANITIZER_S:-180}" \
+        compute-sanitizer --error-exitcode 99 --log-file "$log" \
+        "$python" -m bench.gpu.kernels --device "$device" "$only" || code=$?
+      if [ $code -eq 99 ] || grep -qs "Invalid" "$log"; then
+        code=1 addresses="bad ones found by compute-sanitizer"
+      elif [ $code -eq 124 ] || [ $code -eq 137 ]; then
+        code=0 addresses="compute-sanitizer was cut off, no bad one found until then"
+      elif [ $code -eq 0 ]; then
+        addresses="no bad one found by compute-sanitizer"
+      else
+        addresses="not checked to the end, a kernel was wrong or compute-sanitizer failed with $code"
+      fi
     fi
-    within 330 bench.gpu.kernels --device "$device" --out "$file" --deadline 270 --addresses "$addresses" "$only" ||
+    within 310 bench.gpu.kernels --device "$device" --out "$file" --deadline 250 --addresses "$addresses" "$only" ||
       code=$?
     exit $code
     ;;

@@ -184,6 +184,16 @@ def nothing_compiles() -> str:
     return ""
 
 
+def refuse_what_cannot_compile(compile: str, device: torch.device) -> None:
+    """Refuses ``always`` where there is nothing that compiles; a device for which nothing is compiled needs nothing.
+
+    Raises:
+        ValueError: naming what is lacking.
+    """
+    if compile == "always" and device.type == "cpu" and (lacking := nothing_compiles()):
+        raise ValueError(f"expected {lacking} for compile always: install it, or leave compile out")
+
+
 def compiling_pays(cost: Cost, device: torch.device, *, trained: int, tested: int) -> bool:
     """Whether training on so many images and testing so many, each student's each time, is worth compiling first."""
     worth = cost.flops * (3 * trained + tested) >= _COMPILING_FLOPS

@@ -158,7 +158,7 @@ class _Course:
     test: ImageStore
     writer: ExpertsWriter
     say: Callable[[str], None]
-    trainers: dict[ExpertsPlan, Trainer] = field(default_factory=dict)
+    made: dict[ExpertsPlan, Trainer] = field(default_factory=dict)  # at most one
 
     def following(self, state: State | None, plan: ExpertsPlan) -> State:
         """The state after one epoch more, its weights written.
@@ -214,9 +214,10 @@ class _Course:
         """Attempts something by a plan, and by halved ones while it runs out of memory."""
         while True:
             try:
-                if plan not in self.trainers:  # what a trainer has compiled does for all epochs
-                    self.trainers[plan] = Trainer(self.config, self.train, plan.training, plan.testing)
-                return plan, attempt(self.trainers[plan])
+                if plan not in self.made:  # what a trainer has compiled does for all epochs
+                    self.made.clear()
+                    self.made[plan] = Trainer(self.config, self.train, plan.training, plan.testing)
+                return plan, attempt(self.made[plan])
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -228,6 +229,7 @@ class _Course:
                     ) from error
             # behind the handler, since the error's traceback holds every tensor of the attempt
             plan = smaller
+            self.made.clear()
             if plan.device == "cuda":
                 torch.cuda.empty_cache()
             self.say(f"out of memory: going on with {plan.training.students} experts in one program")

@@ -17,7 +17,7 @@ from fastdistill.derivatives.plan import (
     choose_batching,
     compiling_pays,
     forward_cost,
-    nothing_compiles,
+    refuse_what_cannot_compile,
     unsupported,
 )
 from fastdistill.derivatives.primitive import make_sketch
@@ -104,8 +104,7 @@ def make_experts_plan(config: ExpertsConfig, sizes: Sizes, *, limit: int | None 
     cost = forward_cost(student_module(config.student, sizes.shape, len(sizes.classes)), sizes.shape)
     kept = sum(sizes.split(config.data.validation_fraction)[0])
     batch, tested = min(config.batch, kept), kept + sizes.test
-    if config.compile == "always" and (lacking := nothing_compiles()):
-        raise ValueError(f"expected {lacking} for compile always, or leave compile out")
+    refuse_what_cannot_compile(config.compile, device)
     compiled = config.compile == "always" or (
         config.compile == "auto"
         and compiling_pays(cost, device, trained=config.count * config.epochs * kept, tested=config.count * tested)

@@ -14,7 +14,7 @@ from fastdistill.derivatives.plan import (
     choose_batching,
     forward_cost,
     narrow_pays,
-    nothing_compiles,
+    refuse_what_cannot_compile,
     unsupported,
 )
 from fastdistill.loop.environment import memory_limit
@@ -146,11 +146,10 @@ def make_plan(
         ValueError: for a run to be compiled where there is nothing that compiles C++, or under an older torch; for TF32
             on a CPU.
     """
-    if config.compile == "always" and (lacking := nothing_compiles()):
-        raise ValueError(f"expected {lacking} for compile always, or leave compile out")
-    if config.precision == "tf32" and resolve_device(config.device).type != "cuda":
-        raise ValueError("expected a CUDA device for precision tf32, got a CPU: leave it out")
     device = resolve_device(config.device)
+    refuse_what_cannot_compile(config.compile, device)
+    if config.precision == "tf32" and device.type != "cuda":
+        raise ValueError("expected a CUDA device for precision tf32, got a CPU: leave it out")
     drawn = 2 * _images(config, num_classes).real + config.ipc
     sizes = sizes or Sizes(shape=shape, classes=(drawn,) * num_classes, test=0)
     limit = memory_limit(device) if limit is None else limit

@@ -283,7 +283,7 @@ def main(words: Iterable[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, metavar="SECONDS", help="that the run may take, compiling included")
     options, begin = parser.parse_args(None if words is None else list(words)), time.monotonic()
     if options.only and options.write:
-        parser.error("expected --write alone, got --only too: a budget is made from every launch")
+        parser.error("expected --write alone, got --only too: leave --only out, a budget is made from every launch")
     if interpreted():
         parser.error("expected kernels that can be compiled, got interpreted ones: unset TRITON_INTERPRET")
     found, broken = compiled(options.only, options.workers)

@@ -36,11 +36,12 @@ def test_the_guard_takes_at_most_1_percent_of_a_step():
 
 
 def test_the_first_steps_of_the_default_run_come_within_10_s():
-    bare = min(start_seconds(["-c", ""], 5))
-    busy = max(1.0, bare / 0.025)  # a quiet machine starts Python in 25 ms
-    assert min(first_steps_seconds((), 2)) < 10 * busy
+    before = min(start_seconds(["-c", ""], 5))
+    found = min(first_steps_seconds(("--device", "cpu"), 2))
+    busy = max(1.0, before / 0.025, min(start_seconds(["-c", ""], 5)) / 0.025)  # a quiet machine starts Python in 25 ms
+    assert found < 10 * busy
 
 
 def test_a_run_without_steps_says_why():
-    with pytest.raises(RuntimeError, match=r"got .*no-such-preset"):
+    with pytest.raises(RuntimeError, match=r"(?s)got .*no-such-preset"):
         first_steps_seconds(("no-such-preset",), 1)

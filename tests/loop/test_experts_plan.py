@@ -54,7 +54,8 @@ def test_a_chunk_is_what_one_program_takes(sizes):
     assert make_experts_plan(settings(chunk=50), sizes).chunk == 12
 
 
-def test_long_training_is_compiled(sizes):
+def test_long_training_is_compiled(sizes, monkeypatch):
+    monkeypatch.setattr("fastdistill.derivatives.plan.nothing_compiles", lambda: "")
     long = settings(epochs=10**6)
     assert make_experts_plan(long, sizes).training == make_experts_plan(settings(compile="always"), sizes).training
     assert make_experts_plan(long, sizes).testing.compiled
@@ -68,12 +69,13 @@ def test_what_cannot_be_compiled_is_said(sizes, monkeypatch):
     def said(config):
         return describe_derivatives(config, make_experts_plan(config, sizes), sizes)
 
+    monkeypatch.setattr("fastdistill.derivatives.plan.nothing_compiles", lambda: "")
     assert said(settings()) == "derivatives by dual layers"
     assert said(settings(compile="always")) == "derivatives by dual layers, compiled"
     monkeypatch.setattr("fastdistill.derivatives.plan.unsupported", lambda module: "it is odd")
     monkeypatch.setattr("fastdistill.loop.experts_plan.unsupported", lambda module: "it is odd")
     assert said(settings(compile="always")) == "derivatives by torch.func, so nothing is compiled: it is odd"
-    monkeypatch.setattr("fastdistill.loop.experts_plan.nothing_compiles", lambda: "a C++ compiler")
+    monkeypatch.setattr("fastdistill.derivatives.plan.nothing_compiles", lambda: "a C++ compiler")
     with pytest.raises(ValueError, match=r"expected a C\+\+ compiler for compile always"):
         said(settings(compile="always"))
 

@@ -96,6 +96,11 @@ def test_an_unfinished_run_shows_what_its_metrics_tell(tmp_path: Path) -> None:
 def test_time_that_a_run_compiled_is_shown_apart(tmp_path: Path, seconds: float, shown: str) -> None:
     words = read(run_folder(tmp_path, results={"compiling_step_s": seconds})).words
     assert f"distillation 1 min 35 s {shown}one step 19.3 ms" in words
+    unfinished = run_folder(tmp_path / "unfinished")
+    (unfinished / "results.json").unlink()
+    metrics = [{"step": 10, "time_s": 60.0, "perf/step_s": 0.5, "perf/compiling_step_s": seconds}]
+    (unfinished / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    assert f"distillation 1 min 00 s {shown}one step 500 ms" in read(unfinished).words
 
 
 def test_the_hardware_is_what_the_run_was_planned_for(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from fastdistill.derivatives.dual.program import Program
 from fastdistill.derivatives.functional import WANTED, Functional, Gradients, Products
 from fastdistill.derivatives.plan import Batching
 
+# that a pass is compiled for: first and last pieces of whole and last batches, of whole and last chunks
+_SIZES = 64
+
 
 class Piece(NamedTuple):
     """Students, groups and images that are run together, and the images' share of their pair's."""
@@ -158,7 +161,12 @@ def _compiled(method: Callable[..., Any]) -> Callable[..., Any]:
     own = FunctionType(whole.__code__.replace(), whole.__globals__, whole.__name__, whole.__defaults__)
     own.__kwdefaults__ = whole.__kwdefaults__
     compiled: Callable[..., Any] = torch.compile(MethodType(own, method.__self__), fullgraph=True, dynamic=False)  # type: ignore[attr-defined]
-    return compiled
+
+    def run(*arguments: Any, **options: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=_SIZES):
+            return compiled(*arguments, **options)
+
+    return run
 
 
 def _paired(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,7 @@ def test_every_kernel_is_checked_before_it_is_timed(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out" / "kernels.json").read_text())
     assert {name.split("/")[0] for name in found["kernels"]} >= {"match-ours", "dual_convolution", "first_block", "dsa"}
+    assert found["addresses"]
     for name, one in found["kernels"].items():
         assert one["error"] <= one["limit"] and one["error_at_ends"] <= one["limit"], name
         assert one["seconds"] > 0 and one["bytes"] > 0 and one["reference"] > 0 and one["copy_bytes_per_s"] > 0, name
@@ -76,38 +77,26 @@ def test_every_kernel_is_checked_before_it_is_timed(tmp_path):
 @pytest.mark.parametrize(
     "sanitizer, code, addresses",
     [
-        (None, 0, "not checked, no compute-sanitizer here"),
-        ('shift 2; exec "$@"', 0, "no bad one found by compute-sanitizer"),
-        ("exit 1", 1, "compute-sanitizer failed with 1"),
-        ("exec sleep 60", 0, "none bad before compute-sanitizer was cut off after 1 s"),
+        ('shift 4; exec "$@"', 0, "no bad one found by compute-sanitizer"),
+        ("exit 99", 1, "bad ones found by compute-sanitizer"),
+        ("exit 1", 1, "not checked to the end, a kernel was wrong or compute-sanitizer failed with 1"),
+        ("exec sleep 60", 0, "compute-sanitizer was cut off, no bad one found until then"),
+        ('echo "Invalid __global__ read" > "$4"; exec sleep 60', 1, "bad ones found by compute-sanitizer"),
     ],
 )
 def test_what_is_known_of_addresses_stands_beside_the_figures(sanitizer, code, addresses, tmp_path):
     seen, found = tmp_path / "seen", tmp_path / "bin"
     found.mkdir()
-    python = found / "python-stub"  # says how it was called, and with which allocator
+    python, tool = found / "python-stub", found / "compute-sanitizer"
+    # says how it was called, and with which allocator
     python.write_text(f'#!/bin/sh\necho "${{PYTORCH_NO_CUDA_MEMORY_CACHING:-cached}} $@" >> {seen}\n')
-    python.chmod(0o700)
-    if sanitizer:
-        tool = found / "compute-sanitizer"
-        tool.write_text(f'#!/bin/sh\necho "sanitizer $@" >> {seen}\n{sanitizer}\n')
-        tool.chmod(0o700)
-    path = f"{found}:{os.environ['PATH']}"
-    done = script("kernels", tmp_path, PYTHON=str(python), PATH=path, SANITIZER_S="1")
+    tool.write_text(f'#!/bin/sh\necho "sanitizer $@" >> {seen}\n{sanitizer}\n')
+    for file in (python, tool):
+        file.chmod(0o700)
+    path, patience = f"{found}:{os.environ['PATH']}", "3" if "sleep" in sanitizer else "60"
+    done = script("kernels", tmp_path, PYTHON=str(python), PATH=path, SANITIZER_S=patience)
     assert done.returncode == code, done.stdout + done.stderr
-    *before, timed = seen.read_text().splitlines()
+    called, *checked, timed = seen.read_text().splitlines()
+    assert called.startswith("sanitizer --error-exitcode 99 ") and "bench.gpu.kernels --device cpu" in called
     assert timed.startswith("cached -m bench.gpu.kernels") and f"--addresses {addresses} --only=" in timed
-    if sanitizer:
-        assert before[0].startswith(f"sanitizer --error-exitcode 1 {python} -m bench.gpu.kernels --device cpu")
-    if sanitizer and sanitizer.startswith("shift"):
-        assert before[1] == "1 -m bench.gpu.kernels --device cpu --only="
-
-
-def test_some_kernels_have_files_of_their_own(tmp_path):
-    python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "$@"\n')
-    python.chmod(0o700)
-    done = script("kernels", tmp_path, "match-mse/float32", PYTHON=str(python))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"--out {tmp_path}/kernels-match-mse-float32 " in done.stdout
-    assert done.stdout.endswith("--only=match-mse/float32\n")
+    assert checked == (["1 -m bench.gpu.kernels --device cpu --only="] if sanitizer.startswith("shift") else [])

@@ -111,6 +111,18 @@ def test_a_program_compiles_whole_and_once(name, monkeypatch):
     assert relative(again, everything(Dual(module, Batching(path=Path.DUAL, **size)), moved, vector * 3)) <= 1e-12
 
 
+def test_a_program_is_compiled_for_many_sizes(monkeypatch):
+    traced = partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", traced)
+    module, (weights, buffers, images, labels), _ = problem(images=12)
+    compiled = Dual(module, Batching(path=Path.DUAL, piece=12, students=3, groups=2, compiled=True))
+    for count in range(1, 13):  # a compiler's own limit is 8
+        some = images[:, :, :count], labels[:, :, :count]
+        found = compiled.value_and_gradient(weights, buffers, *some)
+        expected = Dual(module, WHOLE).value_and_gradient(weights, buffers, *some)
+        assert relative([found.gradient], [expected.gradient]) <= 1e-12
+
+
 @pytest.mark.skipif(
     torch.torch_version.TorchVersion(torch.__version__) < (2, 13),
     reason="torch 2.11 lowers no convolution of interleaved channels",
