@@ -31,14 +31,14 @@ class ExpertsConfig:
         batch: images a step.
         augmentation: DSA strategy, none, or auto: all, less flip for digits.
         align_corners: of the sampling grid of scale and rotate.
-        storage: float32 or bfloat16 on the disk; training is in float32.
+        storage: on the disk: float32 or bfloat16.
         seed: of every draw, and of the validation split.
         data: the real images; a later run must hold out the same ones.
         student: the network.
         device: auto, cpu or cuda.
         threads: CPU threads; 0 keeps the machine's default.
         chunk: experts trained at once; 0 chooses.
-        compile: auto, to compile programs of dual layers where training is long enough to pay for it; always; or never.
+        compile: auto: long training; always or never.
     """
 
     name: str = ""
