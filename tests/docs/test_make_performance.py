@@ -157,7 +157,7 @@ def test_a_compiled_dual_case_is_shown_as_compiled_code(tmp_path):
     found = tables(page)
     assert found["dc-digits", "dual", "16"] == [["100 ms", "16.00", "160", "150 (150 %)", "1 (10 %)", "80 MB (0.5×)"]]
     assert found["dc-digits", "dual-compiled", "16"] == [["80 ms", "20.00", "200", "188 (188 %)", "", ""]]
-    assert "matching/dc-digits at S = 16 40 s." in page.replace("\n", " ")
+    assert "matching/dc-digits, dual-compiled, at S = 16 40 s." in page.replace("\n", " ")
     drawn = {plot.name: plot for plot in plots}
     assert "dual-compiled" not in {step.engine for step in drawn["performance-cpu-roofline.png"].figures}
     (axes, _) = (speedups := drawn["performance-cpu-students.png"]).draw(speedups.figures).axes
@@ -175,7 +175,7 @@ def test_every_case_has_its_figures(tmp_path):
     assert found["dc-digits", "textbook", "1"] == [["100 ms", "", "10", "10 (10 %)", "1 (10 %)", "10 MB"]]
     # what a compiled step moves and holds is not known
     assert found["dc-digits", "compiled", "16"] == [["320 ms", "5.00", "50", "50 (50 %)", "", ""]]
-    assert "matching/dc-digits at S = 16 7.5 s." in page.replace("\n", " ")
+    assert "matching/dc-digits, compiled, at S = 16 7.5 s." in page.replace("\n", " ")
     # no operations, so no column of them
     assert found["match-ours-digits", "functional", "4"] == [["20 ms", "2.00", "200", "0.05 (0 %)", "10 MB (0.25×)"]]
     assert "[cpu/bench.json](../results/cpu/bench.json)" in page

@@ -1,12 +1,11 @@
 """A copy that a compiler cannot look into."""
 
-import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
-from fastdistill.derivatives.plan import nothing_compiles
 from fastdistill_kernels.reference.stored import stored
+from tests.compiling import compiles
 
 
 def test_it_is_a_dense_copy():
@@ -33,7 +32,7 @@ def test_a_compiler_keeps_it_without_a_break():
     assert not counters["graph_break"]
 
 
-@pytest.mark.skipif(bool(nothing_compiles()), reason="needs torch 2.13 and a C++ compiler")
+@compiles
 def test_compiled_code_keeps_it_without_a_second_copy():
     torch._dynamo.reset()
     text = "".join(run_and_get_code(torch.compile(lambda x: stored(x.rsqrt()) * x), torch.full((300,), 4.0))[1])

@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from fastdistill.config import DataConfig, EvaluationConfig, RunConfig, StudentConfig
-from fastdistill.derivatives.plan import nothing_compiles
 from fastdistill.loop import compilation, precompile, run
 from fastdistill.loop.compilation import Compilation
 from fastdistill.loop.plan import make_plan
 from fastdistill.loop.sizes import Sizes
 from fastdistill.method_configs import matching_recipe
+from tests.compiling import compiles
 
 SIZES = Sizes(shape=(1, 8, 8), classes=(40,) * 10, test=10)
-compiles = pytest.mark.skipif(bool(nothing_compiles()), reason="needs torch 2.13 and a C++ compiler")
 
 
 def config(**changes):

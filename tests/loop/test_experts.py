@@ -24,7 +24,6 @@ from fastdistill.config import DataConfig, StudentConfig
 from fastdistill.data.sources import load_source
 from fastdistill.data.split import stratified_split
 from fastdistill.derivatives.layout import Layout
-from fastdistill.derivatives.plan import nothing_compiles
 from fastdistill.experts_config import ExpertsConfig
 from fastdistill.failures import RunFailed, Stopped
 from fastdistill.files import held
@@ -36,6 +35,7 @@ from fastdistill.loop.stop import Stop
 from fastdistill.progress import Silent
 from fastdistill.students.experts import DESCRIPTION, FILE, UNFINISHED, Experts
 from fastdistill.students.experts_writer import ExpertsWriter
+from tests.compiling import compiles
 
 KILLS = 5
 COUNT, EPOCHS = 3, 2
@@ -166,7 +166,7 @@ def test_the_chunk_changes_nothing_but_rounding(digits, straight, tmp_path, chun
     assert torch.equal(found.weights[:, 0], straight.weights[:, 0])
 
 
-@pytest.mark.skipif(bool(nothing_compiles()), reason=f"needs {nothing_compiles() or 'nothing more'}")
+@compiles
 def test_compiled_experts_differ_by_rounding_and_compile_once(digits, straight, tmp_path):
     torch._dynamo.reset()
     counters.clear()

@@ -13,6 +13,7 @@ from fastdistill.derivatives.plan import Batching, Path
 from fastdistill.derivatives.primitive import make_primitive
 from fastdistill.students.architectures import build_student
 from fastdistill.students.weights import initial_buffers
+from tests.compiling import compiles
 
 WHOLE = Batching(path=Path.DUAL, piece=100, students=100, groups=100)
 
@@ -84,6 +85,21 @@ def test_the_batching_says_which_primitive_it_is():
         make_primitive(other, WHOLE)
 
 
+def test_products_in_bfloat16_err_by_its_rounding():
+    module, given, vector = problem(activation="softplus")  # smooth, as is average pooling: no rounding crosses a kink
+    expected = everything(Dual(module, WHOLE), given, vector)
+    single = [given[0].float(), {}, given[2].float(), given[3].float()]
+    narrow = Dual(module, Batching(path=Path.DUAL, piece=100, students=100, groups=100, precision="bfloat16"))
+    found = everything(narrow, single, vector.float())
+    assert all(tensor.dtype == torch.float32 for tensor in found)
+    errors = [relative([one], [other]) for one, other in zip(found, expected, strict=True)]
+    wide = everything(Dual(module, WHOLE), single, vector.float())
+    assert max(errors) <= 2e-2
+    assert all(
+        relative([one], [other]) <= 1e-5 < error for one, other, error in zip(wide, expected, errors, strict=True)
+    )
+
+
 OPTIONS = {
     "instance": {},
     "max, softplus": {"norm": "none", "pooling": "max", "activation": "softplus"},
@@ -123,10 +139,7 @@ def test_a_program_is_compiled_for_many_sizes(monkeypatch):
         assert relative([found.gradient], [expected.gradient]) <= 1e-12
 
 
-@pytest.mark.skipif(
-    torch.torch_version.TorchVersion(torch.__version__) < (2, 13),
-    reason="torch 2.11 lowers no convolution of interleaved channels",
-)
+@compiles
 def test_a_compiled_program_computes_the_same():
     module, given, vector = problem(images=2)
     compiled = Dual(module, Batching(path=Path.DUAL, piece=2, students=3, groups=2, compiled=True))
